@@ -1,0 +1,176 @@
+package api
+
+import "fmt"
+
+// Groups that annotations and labels belong to.
+const (
+	AutoscalingGroup = "autoscaling.knative.dev"
+	NetworkingGroup  = "networking.knative.dev"
+	InstanceGroup    = "instance.thaw.run"
+	ThawGroup        = "thaw.run"
+)
+
+// Labels. The first four are set by the platform and say what an object belongs to.
+const (
+	LabelService                 = ServingGroup + "/service"
+	LabelServiceUID              = ServingGroup + "/serviceUID"
+	LabelConfiguration           = ServingGroup + "/configuration"
+	LabelConfigurationUID        = ServingGroup + "/configurationUID"
+	LabelConfigurationGeneration = ServingGroup + "/configurationGeneration"
+	LabelRevision                = ServingGroup + "/revision"
+	LabelRevisionUID             = ServingGroup + "/revisionUID"
+	LabelRoute                   = ServingGroup + "/route"
+	LabelRoutingState            = ServingGroup + "/routingState" // RoutingStatePending, RoutingStateActive or RoutingStateReserve
+	LabelVisibility              = NetworkingGroup + "/visibility"
+)
+
+// Values of LabelRoutingState.
+const (
+	RoutingStatePending = "pending" // just made; no route has looked at it yet
+	RoutingStateActive  = "active"  // a route leads to it
+	RoutingStateReserve = "reserve" // no route leads to it; garbage collection may take it
+)
+
+// VisibilityClusterLocal is the only value of LabelVisibility: served to requests from inside only.
+const VisibilityClusterLocal = "cluster-local"
+
+// Annotations of serving.knative.dev and its neighbours.
+const (
+	AnnotationCreator              = ServingGroup + "/creator"      // set by the API server
+	AnnotationLastModifier         = ServingGroup + "/lastModifier" // set by the API server
+	AnnotationRolloutDuration      = ServingGroup + "/rollout-duration"
+	AnnotationRolloutInProgress    = ServingGroup + "/rolloutInProgress" // state of a gradual rollout
+	AnnotationProgressDeadline     = ServingGroup + "/progress-deadline"
+	AnnotationNoGC                 = ServingGroup + "/no-gc"
+	AnnotationForceUpgrade         = ServingGroup + "/forceUpgrade"
+	AnnotationRoutes               = ServingGroup + "/routes"               // on a revision: the routes that lead to it, joined by commas
+	AnnotationRoutingStateModified = ServingGroup + "/routingStateModified" // RFC 3339
+	AnnotationFullDuplex           = "features.knative.dev/http-full-duplex"
+	AnnotationLastApplied          = "kubectl.kubernetes.io/last-applied-configuration"
+	AnnotationSocket               = InstanceGroup + "/socket" // "fd3": the function gets its listening socket on descriptor 3
+)
+
+// Suffixes of the annotations under autoscaling.knative.dev/, in kebab case; ScalingAnnotation reads both spellings.
+const (
+	ScalingClass              = "class"
+	ScalingMetric             = "metric"
+	ScalingMetricAggregation  = "metric-aggregation-algorithm"
+	ScalingMin                = "min-scale"
+	ScalingMax                = "max-scale"
+	ScalingInitial            = "initial-scale"
+	ScalingActivation         = "activation-scale"
+	ScalingDownDelay          = "scale-down-delay"
+	ScalingRetention          = "scale-to-zero-pod-retention-period"
+	ScalingTarget             = "target"
+	ScalingTargetUtilization  = "target-utilization-percentage"
+	ScalingTargetBurst        = "target-burst-capacity"
+	ScalingWindow             = "window"
+	ScalingPanicWindow        = "panic-window-percentage"
+	ScalingPanicThreshold     = "panic-threshold-percentage"
+	ScalingClassKPA           = "kpa.autoscaling.knative.dev"
+	ScalingClassHPA           = "hpa.autoscaling.knative.dev"
+	ScalingMetricConcurrency  = "concurrency"
+	ScalingMetricRPS          = "rps"
+	ScalingAggregationLinear  = "linear"
+	ScalingAggregationWeights = "weighted-exponential"
+)
+
+// scalingSpellings are the names under autoscaling.knative.dev/ that Knative reads for a suffix, the preferred one first.
+var scalingSpellings = map[string][]string{
+	ScalingClass:             {"class"},
+	ScalingMetric:            {"metric"},
+	ScalingMetricAggregation: {"metric-aggregation-algorithm", "metricAggregationAlgorithm"},
+	ScalingMin:               {"min-scale", "minScale"},
+	ScalingMax:               {"max-scale", "maxScale"},
+	ScalingInitial:           {"initial-scale", "initialScale"},
+	ScalingActivation:        {"activation-scale", "activationScale"},
+	ScalingDownDelay:         {"scale-down-delay", "scaleDownDelay"},
+	ScalingRetention:         {"scale-to-zero-pod-retention-period", "scaleToZeroPodRetentionPeriod"},
+	ScalingTarget:            {"target"},
+	ScalingTargetUtilization: {"target-utilization-percentage", "targetUtilizationPercentage"},
+	ScalingTargetBurst:       {"target-burst-capacity", "targetBurstCapacity"},
+	ScalingWindow:            {"window"},
+	ScalingPanicWindow:       {"panic-window-percentage", "panicWindowPercentage"},
+	ScalingPanicThreshold:    {"panic-threshold-percentage", "panicThresholdPercentage"},
+}
+
+// ScalingAnnotation returns the value of the annotation autoscaling.knative.dev/<suffix>. The suffix is written in kebab
+// case (one of the Scaling constants); the older camelCase spelling counts when the kebab one is absent.
+func ScalingAnnotation(ann map[string]string, suffix string) (string, bool) {
+	_, v, ok := findScaling(ann, suffix)
+	return v, ok
+}
+
+// findScaling is ScalingAnnotation with the key as it was written, for error messages.
+func findScaling(ann map[string]string, suffix string) (key, value string, ok bool) {
+	for _, s := range scalingSpellings[suffix] {
+		if v, ok := ann[AutoscalingGroup+"/"+s]; ok {
+			return AutoscalingGroup + "/" + s, v, true
+		}
+	}
+	return "", "", false
+}
+
+// Condition types.
+const (
+	ConditionReady                  = "Ready"
+	ConditionConfigurationsReady    = "ConfigurationsReady" // Service
+	ConditionRoutesReady            = "RoutesReady"         // Service
+	ConditionResourcesAvailable     = "ResourcesAvailable"  // Revision
+	ConditionContainerHealthy       = "ContainerHealthy"    // Revision
+	ConditionActive                 = "Active"              // Revision; severity Info: not counted in Ready
+	ConditionAllTrafficAssigned     = "AllTrafficAssigned"  // Route
+	ConditionIngressReady           = "IngressReady"        // Route, DomainMapping
+	ConditionCertificateProvisioned = "CertificateProvisioned"
+	ConditionDomainClaimed          = "DomainClaimed"       // DomainMapping
+	ConditionReferenceResolved      = "ReferenceResolved"   // DomainMapping
+	ConditionFieldsHonoured         = "FieldsHonoured"      // severity Warning: fields of the spec are accepted but have no effect yet
+)
+
+// Values of Condition.Status and Condition.Severity.
+const (
+	True    = "True"
+	False   = "False"
+	Unknown = "Unknown"
+
+	SeverityError   = ""
+	SeverityWarning = "Warning"
+	SeverityInfo    = "Info"
+)
+
+// Reasons in conditions, Knative's words where it has one.
+const (
+	ReasonDeploying                = "Deploying"
+	ReasonContainerMissing         = "ContainerMissing" // the image cannot be resolved
+	ReasonResolvingDigests         = "ResolvingDigests"
+	ReasonProgressDeadlineExceeded = "ProgressDeadlineExceeded"
+	ReasonNoTraffic                = "NoTraffic"
+	ReasonRevisionFailed           = "RevisionFailed"
+	ReasonRevisionMissing          = "RevisionMissing"
+	ReasonConfigurationMissing     = "ConfigurationMissing"
+	ReasonNotOwned                 = "NotOwned"
+	ReasonNotReconciled            = "NotReconciled"
+	ReasonTLSNotEnabled            = "TLSNotEnabled"
+	ReasonUnsupportedFields        = "UnsupportedFields"
+)
+
+// ReadyDependents returns the condition types that a kind's Ready is made of, as Knative counts them. For each that is
+// absent, Ready is Unknown.
+func ReadyDependents(k *Kind) []string {
+	switch k {
+	case Services:
+		return []string{ConditionConfigurationsReady, ConditionRoutesReady}
+	case Revisions:
+		return []string{ConditionContainerHealthy, ConditionResourcesAvailable}
+	case Routes:
+		return []string{ConditionAllTrafficAssigned, ConditionCertificateProvisioned, ConditionIngressReady}
+	case DomainMappings:
+		return []string{ConditionCertificateProvisioned, ConditionDomainClaimed, ConditionIngressReady, ConditionReferenceResolved}
+	}
+	return nil // a configuration's Ready stands alone
+}
+
+// GenerateName names the revision of a configuration's generation when the template gives no name: hello-00001.
+func GenerateName(configuration string, generation int64) string {
+	return fmt.Sprintf("%s-%05d", configuration, generation)
+}
