@@ -1,0 +1,95 @@
+//go:build unix && !linux
+
+package process
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Start runs the program. When it returns nil the kernel has executed it; errors of execve come back as *StartError.
+// Limits cannot be set here and are ignored, as Isolation says.
+func (rt *Runtime) Start(s *Spec) (*Process, error) {
+	attr := &syscall.ProcAttr{
+		Dir:   s.Dir,
+		Env:   append([]string{Marker + "=" + s.ID}, s.Env...),
+		Files: []uintptr{rt.null.Fd(), s.Stdout.Fd(), s.Stderr.Fd()},
+		Sys:   &syscall.SysProcAttr{Setsid: true},
+	}
+	var pid int
+	var err error
+	if s.Listener == nil {
+		pid, err = syscall.ForkExec(s.Path, s.Argv, attr)
+	} else {
+		attr.Files = append(attr.Files, s.Listener.Fd())
+		attr.Env = append(attr.Env, "LISTEN_FDS=1")
+		pid, err = forkExecShell(s, attr)
+	}
+	if err != nil {
+		return nil, &StartError{Path: s.Path, Err: err}
+	}
+	p := &Process{
+		id:    Identity{PID: pid, Started: time.Now()},
+		child: true, pidfd: -1, log: rt.log, done: make(chan struct{}),
+	}
+	go p.wait()
+	return p, nil
+}
+
+// wait takes one thread for each process: there is nothing here that the poller could wait on for all of them.
+func (p *Process) wait() {
+	exit := reapChild(p.id.PID)
+	p.finish(func() Exit { return exit })
+}
+
+// Adopt is not supported here: a process that is not a child cannot be waited for. What is left of a predecessor is ended:
+// the process group is killed if its leader began when the record says.
+func (rt *Runtime) Adopt(id Identity) (*Process, error) {
+	if id.PID <= 1 {
+		return nil, ErrGone
+	}
+	out, err := exec.Command("ps", "-o", "lstart=", "-p", strconv.Itoa(id.PID)).Output()
+	if err != nil {
+		return nil, ErrGone
+	}
+	began, err := time.ParseInLocation(time.ANSIC, strings.Join(strings.Fields(string(out)), " "), time.Local)
+	if err != nil || began.Sub(id.Started).Abs() > 2*time.Second {
+		return nil, ErrGone
+	}
+	_ = syscall.Kill(-id.PID, syscall.SIGKILL)
+	return nil, fmt.Errorf("adopting a process is not supported on this system, process %d was ended: %w", id.PID, errors.ErrUnsupported)
+}
+
+// Discard does nothing here.
+func (rt *Runtime) Discard(Identity) {}
+
+// Listener returns nil: sockets of other processes cannot be had here.
+func (p *Process) Listener(string) *os.File { return nil }
+
+// Marked is not supported here: the environment of other processes cannot be read.
+func (rt *Runtime) Marked() (map[string][]Identity, error) { return nil, errors.ErrUnsupported }
+
+// KillStray does nothing here; Marked finds none.
+func (rt *Runtime) KillStray(Identity) {}
+
+func bootID() string { return "" }
+
+// cgroups and group stand for Linux's control groups, of which there are none here.
+type (
+	cgroups struct{}
+	group   struct{}
+)
+
+func newCgroups(string, *slog.Logger) *cgroups { return nil }
+func (*cgroups) close()                  {}
+func (*cgroups) String() string          { return "no limits on memory or processes on this system" }
+func (*group) kill()                     {}
+func (*group) oomKilled() bool           { return false }
+func (*group) remove()                   {}
