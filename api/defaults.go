@@ -10,13 +10,13 @@ func SetDefaults(o Object) {
 	switch v := o.(type) {
 	case *Service:
 		v.Spec.Template.Spec.setDefaults()
-		v.Spec.RouteSpec.setDefaults(v.Name, true)
+		v.Spec.RouteSpec.setDefaults(true)
 	case *Configuration:
 		v.Spec.Template.Spec.setDefaults()
 	case *Revision:
 		v.Spec.setDefaults()
 	case *Route:
-		v.Spec.setDefaults(v.Name, false)
+		v.Spec.setDefaults(false)
 	case *DomainMapping:
 		v.Spec.Ref.setDefaults(v.Namespace)
 	}
@@ -78,9 +78,6 @@ func (c *Container) setDefaults(serving bool) {
 		if c.Ports[i].Protocol == "" {
 			c.Ports[i].Protocol = "TCP"
 		}
-		if c.Ports[i].ContainerPort == 0 {
-			c.Ports[i].ContainerPort = DefaultPort
-		}
 	}
 	if serving {
 		if c.ReadinessProbe == nil {
@@ -90,11 +87,25 @@ func (c *Container) setDefaults(serving bool) {
 			c.ReadinessProbe.TCPSocket = &TCPSocketAction{}
 		}
 	}
-	if c.ReadinessProbe != nil && c.ReadinessProbe.SuccessThreshold == 0 {
-		c.ReadinessProbe.SuccessThreshold = 1
+	if c.ReadinessProbe != nil {
+		c.ReadinessProbe.setDefaults()
 	}
-	for _, p := range []*Probe{c.ReadinessProbe, c.LivenessProbe, c.StartupProbe} {
-		p.setDefaults()
+}
+
+// setDefaults is for readiness probes only. Liveness and startup probes stay as written, as in Knative, where Kubernetes
+// gives them their defaults when a pod is made.
+func (p *Probe) setDefaults() {
+	if p.SuccessThreshold == 0 {
+		p.SuccessThreshold = 1
+	}
+	// Without a period a probe is repeated as fast as is sensible, and the other two mean nothing.
+	if p.PeriodSeconds != 0 {
+		if p.FailureThreshold == 0 {
+			p.FailureThreshold = 3
+		}
+		if p.TimeoutSeconds == 0 {
+			p.TimeoutSeconds = 1
+		}
 	}
 }
 
@@ -102,15 +113,18 @@ func (p *Probe) hasHandler() bool {
 	return p.HTTPGet != nil || p.TCPSocket != nil || p.Exec != nil || p.GRPC != nil
 }
 
-func (p *Probe) setDefaults() {}
-
-func (s *RouteSpec) setDefaults(name string, service bool) {
+// setDefaults gives a Service everything to its latest revision; a Route that names no target has none.
+func (s *RouteSpec) setDefaults(service bool) {
 	if len(s.Traffic) == 0 && service {
 		s.Traffic = []TrafficTarget{{LatestRevision: ptr(true), Percent: ptr(int64(100))}}
 	}
 	for i := range s.Traffic {
-		if t := &s.Traffic[i]; t.LatestRevision == nil {
+		t := &s.Traffic[i]
+		if t.LatestRevision == nil {
 			t.LatestRevision = ptr(t.RevisionName == "")
+		}
+		if t.Percent == nil {
+			t.Percent = ptr(int64(0))
 		}
 	}
 }

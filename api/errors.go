@@ -61,6 +61,13 @@ func (e Errors) Error() string {
 	return strings.Join(lines, "; ")
 }
 
+// sortErrors brings errors into an order that does not depend on how maps are walked.
+func sortErrors(e Errors) {
+	slices.SortStableFunc(e, func(a, b FieldError) int {
+		return cmp.Or(strings.Compare(a.Field, b.Field), strings.Compare(a.Detail, b.Detail), strings.Compare(a.Why, b.Why))
+	})
+}
+
 // Err returns e as an error, nil when it is empty.
 func (e Errors) Err() error {
 	if len(e) == 0 {
@@ -103,10 +110,22 @@ func (r report) add(typ, detail, why string) {
 	*r.errs = append(*r.errs, FieldError{Type: typ, Field: r.path, Detail: detail, Why: why})
 }
 
+// unsupported is for a value that Knative knows and we do not.
+func (r report) unsupported(v any, why string) {
+	r.add(FieldValueNotSupported, fmt.Sprintf("invalid value: %v", shorten(v)), why)
+}
+
 func (r report) missing()               { r.add(FieldValueRequired, "missing field(s)", "") }
 func (r report) forbidden()             { r.add(FieldValueForbidden, "must not set the field(s)", "") }
 func (r report) invalid(v any)          { r.invalidWhy(v, "") }
 func (r report) generic(message string) { r.add(FieldValueInvalid, message, "") }
+
+// wrongs is invalidWhy with what a check of syntax returned; it complains about nothing when that is empty.
+func (r report) wrongs(v any, wrong []string) {
+	if len(wrong) > 0 {
+		r.invalidWhy(v, strings.Join(wrong, "; "))
+	}
+}
 
 func (r report) invalidWhy(v any, why string) {
 	r.add(FieldValueInvalid, fmt.Sprintf("invalid value: %v", shorten(v)), why)
@@ -121,9 +140,10 @@ func (r report) bounds(v, low, high any) {
 	r.add(FieldValueInvalid, fmt.Sprintf("expected %v <= %v <= %v", low, v, high), "")
 }
 
-func (r report) both(a, b string) {
-	r.at(a).add(FieldValueInvalid, "expected exactly one, got both", "")
-	r.at(b).add(FieldValueInvalid, "expected exactly one, got both", "")
+func (r report) both(fields ...string) {
+	for _, f := range fields {
+		r.at(f).add(FieldValueInvalid, "expected exactly one, got both", "")
+	}
 }
 
 func (r report) neither(fields ...string) {
@@ -138,5 +158,5 @@ func shorten(v any) string {
 	if len(s) <= 200 {
 		return s
 	}
-	return strings.ToValidUTF8(s[:200], "") + "…"
+	return strings.ToValidUTF8(s[:200], "") + "..."
 }

@@ -1,6 +1,10 @@
 package api
 
-import "fmt"
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+)
 
 // Groups that annotations and labels belong to.
 const (
@@ -50,6 +54,9 @@ const (
 	AnnotationSocket               = InstanceGroup + "/socket" // "fd3": the function gets its listening socket on descriptor 3
 )
 
+// SocketFD3 is the only value of AnnotationSocket.
+const SocketFD3 = "fd3"
+
 // Suffixes of the annotations under autoscaling.knative.dev/, in kebab case; ScalingAnnotation reads both spellings.
 const (
 	ScalingClass              = "class"
@@ -73,6 +80,8 @@ const (
 	ScalingMetricRPS          = "rps"
 	ScalingAggregationLinear  = "linear"
 	ScalingAggregationWeights = "weighted-exponential"
+
+	ScalingAggregationWeightsAlt = "weightedExponential" // the older spelling of the same
 )
 
 // scalingSpellings are the names under autoscaling.knative.dev/ that Knative reads for a suffix, the preferred one first.
@@ -122,9 +131,9 @@ const (
 	ConditionAllTrafficAssigned     = "AllTrafficAssigned"  // Route
 	ConditionIngressReady           = "IngressReady"        // Route, DomainMapping
 	ConditionCertificateProvisioned = "CertificateProvisioned"
-	ConditionDomainClaimed          = "DomainClaimed"       // DomainMapping
-	ConditionReferenceResolved      = "ReferenceResolved"   // DomainMapping
-	ConditionFieldsHonoured         = "FieldsHonoured"      // severity Warning: fields of the spec are accepted but have no effect yet
+	ConditionDomainClaimed          = "DomainClaimed"     // DomainMapping
+	ConditionReferenceResolved      = "ReferenceResolved" // DomainMapping
+	ConditionFieldsHonoured         = "FieldsHonoured"    // severity Warning: fields of the spec are accepted but have no effect yet
 )
 
 // Values of Condition.Status and Condition.Severity.
@@ -170,7 +179,15 @@ func ReadyDependents(k *Kind) []string {
 	return nil // a configuration's Ready stands alone
 }
 
-// GenerateName names the revision of a configuration's generation when the template gives no name: hello-00001.
+// GenerateName names the revision of a configuration's generation when the template gives no name: hello-00001. A
+// configuration's name may have 63 characters, and so may a revision's; a name that gets too long is cut and made unique
+// again by a hash of the whole.
 func GenerateName(configuration string, generation int64) string {
-	return fmt.Sprintf("%s-%05d", configuration, generation)
+	suffix := fmt.Sprintf("-%05d", generation)
+	if len(configuration)+len(suffix) <= maxLabel {
+		return configuration + suffix
+	}
+	sum := sha256.Sum256([]byte(configuration))
+	hash := hex.EncodeToString(sum[:16])
+	return configuration[:maxLabel-len(hash)-len(suffix)] + hash + suffix
 }

@@ -105,3 +105,25 @@ func DeepCopy[T Object](o T) T {
 	}
 	return c
 }
+
+// tree is v as encoding/json reads it into any; nil when it cannot be written.
+func tree(v any) any {
+	data, err := canonical(v)
+	if err != nil {
+		return nil
+	}
+	var t any
+	if json.Unmarshal(data, &t) != nil {
+		return nil
+	}
+	return t
+}
+
+// leaf writes one value of a tree.
+func leaf(v any) string {
+	if v == nil {
+		return ""
+	}
+	data, _ := json.Marshal(v) // what was read from JSON can be written
+	return string(data)
+}
