@@ -73,6 +73,10 @@ type Client interface {
 	// Gone says whether the client has closed its connection; it does not block and may be called at any time until
 	// the exchange is finished, from any goroutine.
 	Gone() bool
+	// Abort ends a read of the request's body that is under way or to come, with an error. The connection is not used again.
+	Abort()
+	// Reset makes the connection end as an error (TCP reset) when it is closed: the answer was cut short.
+	Reset()
 }
 
 // Exchange is one request and its answer on its way through the steps. It belongs to one goroutine at a time and must
@@ -96,15 +100,16 @@ type Exchange struct {
 	Tag       string
 
 	// Set by the activator: the request went through its queue, and how it was served when it had to wait.
-	Proxied bool
-	Queued  time.Duration         // waited for a slot
-	Cold    bool                  // waited for the start of the instance that served it
-	Start   endpoints.StartTimes  // of that instance
-	Sent    time.Time             // the head of the request was handed to the function
-	Hijack  func(client net.Conn) // set by forward for an upgraded connection; the front calls it after the answer's head
-	state   atomic.Uint32         // 0 open, 1 finished
-	finish  [8]Finisher           // run in order of registration
-	nfinish int
+	Proxied  bool
+	Queued   time.Duration         // waited for a slot
+	Cold     bool                  // waited for the start of the instance that served it
+	Start    endpoints.StartTimes  // of that instance
+	Sent     time.Time             // the head of the request was handed to the function
+	BodyDone bool                  // set by forward: the request body was read to its end
+	Hijack   func(client net.Conn) // set by forward for an upgraded connection; the front calls it after the answer's head
+	state    atomic.Uint32         // 0 open, 1 finished
+	finish   [8]Finisher           // run in order of registration
+	nfinish  int
 }
 
 // OnFinish registers f. When the exchange is finished already, f is called at once.
@@ -130,12 +135,15 @@ func (x *Exchange) Finish() {
 	x.nfinish = 0
 }
 
+// Finished says whether Finish has been called.
+func (x *Exchange) Finished() bool { return x.state.Load() == 1 }
+
 // Reset makes x ready for the next exchange. Only fronts call it.
 func (x *Exchange) Reset() {
 	x.Req, x.Resp, x.RemoteAddr, x.Client, x.Hijack = nil, nil, nil, nil, nil
 	x.ID, x.Namespace, x.Service, x.Revision, x.Tag = "", "", "", "", ""
 	x.Arrived, x.Sent, x.TLS, x.BodySize = time.Time{}, time.Time{}, false, 0
-	x.Proxied, x.Queued, x.Cold, x.Start = false, 0, false, endpoints.StartTimes{}
+	x.Proxied, x.Queued, x.Cold, x.BodyDone, x.Start = false, 0, false, false, endpoints.StartTimes{}
 	x.nfinish = 0
 	x.state.Store(0)
 }

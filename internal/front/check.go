@@ -1,0 +1,85 @@
+package front
+
+import (
+	"bytes"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/thawrun/thaw/internal/hop"
+)
+
+// check refuses what fasthttp's parser lets through although another parser may read it otherwise. It looks at the raw header, since
+// the parsed one has forgotten what it threw away.
+func check(h *fasthttp.RequestHeader) error {
+	bad := func(status int, reason, msg string) error {
+		return &hop.Error{Status: status, Reason: reason, Message: msg}
+	}
+	if p := h.Protocol(); !bytes.Equal(p, []byte("HTTP/1.1")) && !bytes.Equal(p, []byte("HTTP/1.0")) {
+		return bad(505, hop.ReasonBadRequest, "HTTP version not supported: HTTP/1.0 and HTTP/1.1 are")
+	}
+	if h.IsConnect() {
+		return bad(405, hop.ReasonMethod, "CONNECT is refused: this is not a forward proxy")
+	}
+	var te, cl, host int
+	raw := h.RawHeaders()
+	for len(raw) > 0 {
+		line := raw
+		if i := bytes.IndexByte(raw, '\n'); i >= 0 {
+			line, raw = raw[:i], raw[i+1:]
+		} else {
+			raw = nil
+		}
+		line = bytes.TrimSuffix(line, []byte("\r"))
+		if len(line) == 0 {
+			continue
+		}
+		colon := bytes.IndexByte(line, ':')
+		if colon <= 0 {
+			return bad(400, hop.ReasonBadRequest, "malformed header line")
+		}
+		for _, c := range line[:colon] {
+			if !token[c] {
+				return bad(400, hop.ReasonBadRequest, "malformed header name")
+			}
+		}
+		for _, c := range line[colon+1:] {
+			if c < ' ' && c != '\t' || c == 0x7f {
+				return bad(400, hop.ReasonBadRequest, "malformed header value")
+			}
+		}
+		switch name := line[:colon]; {
+		case bytes.EqualFold(name, []byte("Transfer-Encoding")):
+			te++
+			if !bytes.EqualFold(bytes.TrimSpace(line[colon+1:]), []byte("chunked")) {
+				return bad(501, hop.ReasonBadRequest, "transfer coding not supported: only chunked is")
+			}
+		case bytes.EqualFold(name, []byte("Content-Length")):
+			cl++
+		case bytes.EqualFold(name, []byte("Host")):
+			host++
+		}
+	}
+	switch {
+	case te > 0 && cl > 0:
+		return bad(400, hop.ReasonBadRequest, "both Content-Length and Transfer-Encoding")
+	case te > 1 || cl > 1 || host > 1:
+		return bad(400, hop.ReasonBadRequest, "Transfer-Encoding, Content-Length or Host given twice")
+	case te > 0 && !h.IsHTTP11():
+		return bad(400, hop.ReasonBadRequest, "Transfer-Encoding in an HTTP/1.0 request")
+	}
+	return nil
+}
+
+// token marks the bytes of a field name (RFC 9110 5.6.2).
+var token = func() (t [256]bool) {
+	for c := '0'; c <= '9'; c++ {
+		t[c] = true
+	}
+	for c := 'a'; c <= 'z'; c++ {
+		t[c], t[c-'a'+'A'] = true, true
+	}
+	for _, c := range "!#$%&'*+-.^_`|~" {
+		t[c] = true
+	}
+	return t
+}()
