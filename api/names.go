@@ -51,7 +51,8 @@ const (
 	AnnotationRoutingStateModified = ServingGroup + "/routingStateModified" // RFC 3339
 	AnnotationFullDuplex           = "features.knative.dev/http-full-duplex"
 	AnnotationLastApplied          = "kubectl.kubernetes.io/last-applied-configuration"
-	AnnotationSocket               = InstanceGroup + "/socket" // "fd3": the function gets its listening socket on descriptor 3
+	AnnotationEventDriven          = "autoscaling." + ThawGroup + "/event-driven" // "true" or "false": size the first decision from the queue
+	AnnotationSocket               = InstanceGroup + "/socket"                    // "fd3": the function gets its listening socket on descriptor 3
 )
 
 // SocketFD3 is the only value of AnnotationSocket.

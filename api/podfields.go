@@ -15,7 +15,7 @@ var forbiddenFields = map[reflect.Type][]string{
 	reflect.TypeFor[Container]():     {"lifecycle", "resizePolicy", "restartPolicy", "stdin", "stdinOnce", "tty", "volumeDevices"},
 	reflect.TypeFor[ContainerPort](): {"hostIP", "hostPort"},
 	reflect.TypeFor[Resources]():     {"claims"},
-	reflect.TypeFor[Reference]():     {"group", "address"},
+	reflect.TypeFor[Reference]():     {"address", "group"},
 }
 
 // ignoredFields are known to Kubernetes, set by its servers and sent back by its clients; there is nothing to warn about.

@@ -150,12 +150,10 @@ func (v validator) metadata(r report, m *ObjectMeta, scaling bool) {
 		return
 	}
 	for key := range m.Annotations {
-		group, _, _ := strings.Cut(key, "/")
-		switch group {
-		case AutoscalingGroup:
+		if strings.HasPrefix(key, AutoscalingGroup+"/") {
 			r.at("annotations").invalidKey(key, `autoscaling annotations must be put under "spec.template.metadata.annotations" to work`)
-		case InstanceGroup:
-			r.at("annotations").invalidKey(key, `instance annotations must be put under "spec.template.metadata.annotations" to work`)
+		} else if _, ok := ownAnnotations[key]; ok {
+			r.at("annotations").invalidKey(key, `the annotation must be put under "spec.template.metadata.annotations" to work`)
 		}
 	}
 }
@@ -179,7 +177,9 @@ func (v validator) labelsAndAnnotations(r report, m *ObjectMeta) {
 		if wrong := checkKey(strings.ToLower(key)); wrong != nil {
 			r.at("annotations").invalidKey(key, strings.Join(wrong, "; "))
 		}
-		if group, _, _ := strings.Cut(key, "/"); group == ThawGroup {
+		if values, ok := ownAnnotations[key]; ok && !slices.Contains(values, value) {
+			r.at("annotations").at(key).unsupported(value, "expected "+strings.Join(values, " or "))
+		} else if !ok && own(key) {
 			r.at("annotations").invalidKey(key, "there is no such annotation")
 		}
 	}
@@ -255,22 +255,18 @@ func (v validator) templateAnnotations(r report, ann map[string]string) {
 			v.seconds(r, ann, AnnotationProgressDeadline, "progress-deadline")
 		}
 	}
-	for key, value := range ann {
-		group, _, _ := strings.Cut(key, "/")
-		if group != InstanceGroup {
-			continue
-		}
-		if values, ok := instanceAnnotations[key]; !ok {
-			r.invalidKey(key, "there is no such annotation")
-		} else if !slices.Contains(values, value) {
-			r.at(key).unsupported(value, "expected "+strings.Join(values, " or "))
-		}
-	}
 }
 
-// instanceAnnotations are our own annotations of a template with their values.
-var instanceAnnotations = map[string][]string{
-	AnnotationSocket: {SocketFD3},
+// ownAnnotations are our own annotations of a template or a revision, with their values.
+var ownAnnotations = map[string][]string{
+	AnnotationEventDriven: {"true", "false"},
+	AnnotationSocket:      {SocketFD3},
+}
+
+// own says that a key belongs to our own groups: there a name that nobody knows is a mistake, and more useful refused.
+func own(key string) bool {
+	group, _, ok := strings.Cut(key, "/")
+	return ok && (group == ThawGroup || strings.HasSuffix(group, "."+ThawGroup))
 }
 
 // nameChange refuses a template that changed while its given name did not: a revision never changes.

@@ -33,7 +33,7 @@ func (v validator) traffic(r report, targets []TrafficTarget, meta *ObjectMeta, 
 
 func (v validator) tag(r report, tag, name string) {
 	if wrong := checkDNS1035(tag); wrong != nil {
-		r.invalid(fmt.Sprintf("not a DNS 1035 label: %v", wrong))
+		r.generic(fmt.Sprintf("invalid value: not a DNS 1035 label: %v", wrong))
 		return
 	}
 	// The tag's host begins with the label <tag>-<name>.
