@@ -1,0 +1,24 @@
+// The smallest function in Node, with the standard library only.
+'use strict';
+const http = require('node:http');
+
+const target = process.env.TARGET || 'World';
+const port = Number(process.env.PORT || 8080);
+
+const server = http.createServer((req, res) => {
+  req.resume(); // a body that is not read would keep the connection from being used again
+  req.on('end', () => {
+    res.setHeader('Content-Type', 'text/plain; charset=utf-8');
+    res.end(`Hello ${target} from Node, revision ${process.env.K_REVISION || ''}\n`);
+  });
+});
+server.keepAliveTimeout = 60_000;
+server.listen(port, () => console.log(`hello-node listens on port ${port}`));
+
+// close() takes nothing new, answers what is under way, and ends connections as they get idle.
+for (const signal of ['SIGTERM', 'SIGINT']) {
+  process.on(signal, () => {
+    server.close(() => process.exit(0));
+    server.closeIdleConnections();
+  });
+}
