@@ -83,3 +83,35 @@ var token = func() (t [256]bool) {
 	}
 	return t
 }()
+
+// originForm turns the absolute form of a request's target, which a proxy must accept (RFC 9112 3.2.2), into path and Host.
+func originForm(h *fasthttp.RequestHeader) error {
+	uri := h.RequestURI()
+	if len(uri) > 0 && uri[0] == '/' || len(uri) == 1 && uri[0] == '*' && h.IsOptions() {
+		return nil
+	}
+	rest, ok := cutPrefixFold(uri, "http://")
+	if !ok {
+		rest, ok = cutPrefixFold(uri, "https://")
+	}
+	if !ok || len(rest) == 0 || rest[0] == '/' {
+		return &hop.Error{Status: 400, Reason: hop.ReasonBadRequest, Message: "malformed request target"}
+	}
+	host, path := string(rest), "/"
+	if i := bytes.IndexAny(rest, "/?"); i >= 0 {
+		host, path = string(rest[:i]), string(rest[i:])
+		if path[0] == '?' {
+			path = "/" + path
+		}
+	}
+	h.SetHost(host)
+	h.SetRequestURI(path)
+	return nil
+}
+
+func cutPrefixFold(b []byte, prefix string) ([]byte, bool) {
+	if len(b) < len(prefix) || !bytes.EqualFold(b[:len(prefix)], []byte(prefix)) {
+		return nil, false
+	}
+	return b[len(prefix):], true
+}

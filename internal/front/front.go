@@ -132,6 +132,9 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 
 	err := check(&x.Req.Header)
 	if err == nil {
+		err = originForm(&x.Req.Header)
+	}
+	if err == nil {
 		err = s.h.Serve(x)
 	}
 	if err != nil {

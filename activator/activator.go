@@ -1,0 +1,392 @@
+// Package activator holds requests of revisions that have no free slot and hands them out as slots come free.
+//
+// One queue per revision, in order of arrival, bounded in count, bytes and age. A request belongs to the revision until a slot
+// is free, never to a busy instance. Each change of a queue is told to the autoscaler at once, with the true length:
+// one event may start many instances, no request starts one by itself. Where the caller can reach free slots directly, a request that finds
+// one passes without queueing and without being counted here.
+//
+// The package knows no etcd and no processes: endpoints come as snapshots, instances are hop.Handlers that cmd provides.
+package activator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/metric/noop"
+
+	"github.com/thawrun/thaw/api"
+	"github.com/thawrun/thaw/internal/breaker"
+	"github.com/thawrun/thaw/internal/endpoints"
+	"github.com/thawrun/thaw/internal/hop"
+)
+
+// Config has the bounds and what the activator talks to. Zero means the default.
+type Config struct {
+	MaxWaiting    int           // requests held per revision; 10,000
+	MaxBytes      int64         // bytes held per revision; 64 MiB
+	MaxBytesTotal int64         // bytes held in all; 256 MiB
+	MaxWait       time.Duration // how long a request may wait for a slot; 300 s. It is not charged to the function's time-outs.
+
+	// Instance returns the way to an instance: its queue-proxy in this process, or a connection to it. Required.
+	Instance func(endpoints.Instance) hop.Handler
+	// Demand is told the state of a queue at each change; it must not block. Required.
+	Demand func(endpoints.Demand)
+
+	Name  string // source of the reports; "activator"
+	Log   *slog.Logger
+	Meter metric.Meter
+}
+
+// sweepEvery is how often waiting clients are looked after: also the time within which one that left is noticed.
+const sweepEvery = 50 * time.Millisecond
+
+// Activator is a hop.Handler. Make one with New, keep its queues swept with Run.
+type Activator struct {
+	cfg    Config
+	budget *breaker.Budget
+	m      metrics
+
+	revisions sync.Map // api.RevisionID -> *revision
+	wake      chan struct{}
+	draining  atomic.Bool
+}
+
+// revision is the queue of one revision. Everything but the breaker is atomic or guarded by mu.
+type revision struct {
+	id       api.RevisionID
+	b        *breaker.Breaker
+	limit    int  // containerConcurrency of an instance
+	always   bool // target burst capacity -1: every request is counted here
+	hasReady atomic.Bool
+	starting atomic.Bool
+	failure  atomic.Pointer[endpoints.Failure]
+
+	mu       sync.Mutex
+	sequence uint64
+	load     integral
+}
+
+// target is what a breaker.Target carries.
+type target struct {
+	instance endpoints.Instance
+	handler  hop.Handler
+}
+
+// New returns an activator without revisions. It starts nothing.
+func New(cfg Config) (*Activator, error) {
+	if cfg.Instance == nil || cfg.Demand == nil {
+		return nil, errors.New("activator: Config.Instance and Config.Demand are required")
+	}
+	if cfg.MaxWaiting <= 0 {
+		cfg.MaxWaiting = 10_000
+	}
+	if cfg.MaxBytes <= 0 {
+		cfg.MaxBytes = 64 << 20
+	}
+	if cfg.MaxBytesTotal <= 0 {
+		cfg.MaxBytesTotal = 256 << 20
+	}
+	if cfg.MaxWait <= 0 {
+		cfg.MaxWait = 300 * time.Second
+	}
+	if cfg.Name == "" {
+		cfg.Name = "activator"
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Meter == nil {
+		cfg.Meter = noop.Meter{}
+	}
+	a := &Activator{cfg: cfg, budget: &breaker.Budget{MaxBytes: cfg.MaxBytesTotal}, wake: make(chan struct{}, 1)}
+	var err error
+	a.m, err = newMetrics(cfg.Meter, a)
+	return a, err
+}
+
+// SetRevision makes a revision known, or takes over a change of its settings.
+func (a *Activator) SetRevision(rev *api.Revision) {
+	tbc, _ := api.ScalingAnnotation(rev.Annotations, "target-burst-capacity")
+	r := &revision{
+		id:     rev.ID(),
+		b:      breaker.New(breaker.Config{MaxWaiting: a.cfg.MaxWaiting, MaxBytes: a.cfg.MaxBytes, Budget: a.budget}),
+		limit:  rev.Concurrency(),
+		always: tbc == "-1",
+	}
+	a.revisions.LoadOrStore(r.id, r) // a revision is immutable: the first one stands
+}
+
+// RemoveRevision forgets a revision; requests that wait for it are answered with 404.
+func (a *Activator) RemoveRevision(id api.RevisionID) {
+	if v, ok := a.revisions.LoadAndDelete(id); ok {
+		v.(*revision).b.Close(&hop.Error{Status: 404, Reason: hop.ReasonNoRevision, Message: fmt.Sprintf("revision %s was deleted", id)})
+	}
+}
+
+// SetEndpoints takes over a snapshot of a revision's instances. Older snapshots than the last are ignored.
+func (a *Activator) SetEndpoints(s *endpoints.Snapshot) {
+	v, ok := a.revisions.Load(s.Revision)
+	if !ok {
+		return
+	}
+	r := v.(*revision)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s.Sequence < r.sequence {
+		return
+	}
+	r.sequence = s.Sequence
+	specs := make([]breaker.Spec, 0, len(s.Instances))
+	starting := false
+	for _, in := range s.Instances {
+		switch in.State {
+		case endpoints.Ready:
+			specs = append(specs, breaker.Spec{ID: in.ID, Limit: in.Capacity, Value: &target{in, a.cfg.Instance(in)}})
+		case endpoints.Starting:
+			starting = true
+		}
+	}
+	r.failure.Store(s.Failure)
+	r.starting.Store(starting)
+	r.hasReady.Store(len(specs) > 0)
+	r.b.Set(specs)
+	if s.Failure != nil && len(specs) == 0 && !starting {
+		// Nothing runs, nothing is being started and the last start failed: waiting on would be waiting for a retry that may fail too.
+		if n := r.b.Fail(cannotStart(s.Failure, time.Now())); n > 0 {
+			a.cfg.Log.Warn("held requests failed: no instance can start", "revision", r.id, "requests", n, "reason", s.Failure.Reason)
+		}
+	}
+}
+
+func cannotStart(f *endpoints.Failure, now time.Time) *hop.Error {
+	return &hop.Error{
+		Status: 503, Reason: hop.ReasonCannotStart,
+		Message:    fmt.Sprintf("no instance gets ready: %s: %s", f.Reason, f.Message),
+		RetryAfter: max(time.Second, f.Until.Sub(now)),
+	}
+}
+
+// Serve finds a free slot for x, waiting for one if need be, and passes x on to its instance.
+func (a *Activator) Serve(x *hop.Exchange) error {
+	v, ok := a.revisions.Load(x.Revision)
+	if !ok {
+		return &hop.Error{Status: 404, Reason: hop.ReasonNoRevision, Message: fmt.Sprintf("revision %s is not known here", x.Revision)}
+	}
+	r := v.(*revision)
+	t := r.b.Try()
+	if t == nil {
+		return a.hold(r, x)
+	}
+	if r.always {
+		return a.counted(r, x, t, nil)
+	}
+	err := t.Value.(*target).handler.Serve(x)
+	if err == nil {
+		x.OnFinish(t)
+		return nil
+	}
+	if retryable(err) {
+		return a.again(r, x, t, nil)
+	}
+	r.b.Release(t)
+	return err
+}
+
+func retryable(err error) bool { return errors.Is(err, hop.ErrNotSent) || errors.Is(err, hop.ErrBusy) }
+
+// hold is the way of a request that finds no free slot.
+func (a *Activator) hold(r *revision, x *hop.Exchange) error {
+	if f := r.failure.Load(); f != nil && !r.hasReady.Load() && !r.starting.Load() && time.Now().Before(f.Until) {
+		return cannotStart(f, time.Now())
+	}
+	if a.draining.Load() {
+		return &hop.Error{Status: 503, Reason: hop.ReasonDraining, Message: "this activator is going away", RetryAfter: time.Second}
+	}
+	w := breaker.NewWaiter(x.Client, held(x), time.Now())
+	if err := r.b.Enqueue(w); err != nil {
+		w.Free()
+		return a.refused(r, err)
+	}
+	r.begin()
+	t, err := a.wait(r, x, w)
+	if err != nil {
+		r.end()
+		w.Free()
+		return err
+	}
+	return a.counted(r, x, t, w)
+}
+
+// wait tells the autoscaler and waits for w's turn.
+func (a *Activator) wait(r *revision, x *hop.Exchange, w *breaker.Waiter) (*breaker.Target, error) {
+	a.announce(r, x.Arrived)
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+	t, err := r.b.Wait(w, 0)
+	x.Queued = time.Since(w.Since)
+	if err != nil {
+		return nil, a.refused(r, err)
+	}
+	return t, nil
+}
+
+func (a *Activator) announce(r *revision, at time.Time) {
+	waiting, running := r.b.Load()
+	a.cfg.Demand(endpoints.Demand{Revision: r.id, Waiting: waiting, Running: running, At: at})
+}
+
+// counted passes on a request that this activator counts until it is answered. w is nil when it has not waited and the counting has not begun.
+func (a *Activator) counted(r *revision, x *hop.Exchange, t *breaker.Target, w *breaker.Waiter) error {
+	if w == nil {
+		r.begin()
+	}
+	x.Proxied = true
+	tg := t.Value.(*target)
+	err := tg.handler.Serve(x)
+	switch {
+	case err == nil:
+		if w != nil {
+			w.Free()
+			a.note(x, tg.instance)
+		}
+		x.OnFinish(t)
+		x.OnFinish(r)
+		return nil
+	case retryable(err):
+		return a.again(r, x, t, w)
+	}
+	r.b.Release(t)
+	r.end()
+	if w != nil {
+		w.Free()
+	}
+	return err
+}
+
+// again puts a request whose bytes did not reach t back to the head of the queue.
+func (a *Activator) again(r *revision, x *hop.Exchange, t *breaker.Target, w *breaker.Waiter) error {
+	if w == nil {
+		w = breaker.NewWaiter(x.Client, held(x), time.Now())
+		if !x.Proxied {
+			r.begin()
+		}
+	}
+	a.m.again.Add(context.Background(), 1)
+	if err := r.b.Requeue(w, t, time.Now()); err != nil {
+		r.end()
+		w.Free()
+		return a.refused(r, err)
+	}
+	next, err := a.wait(r, x, w)
+	if err != nil {
+		r.end()
+		w.Free()
+		return err
+	}
+	return a.counted(r, x, next, w)
+}
+
+// note completes what is known of a request that waited.
+func (a *Activator) note(x *hop.Exchange, in endpoints.Instance) {
+	x.Start = in.Start
+	x.Cold = in.Start.Ready.After(x.Arrived)
+	if x.Cold {
+		a.m.cold(x)
+		x.Resp.Header.Add("Server-Timing", waterfall(x, time.Now()))
+	}
+}
+
+// refused is the one place where the end of a wait becomes an answer.
+func (a *Activator) refused(r *revision, err error) error {
+	var e *hop.Error
+	switch {
+	case errors.Is(err, breaker.ErrFull):
+		e = &hop.Error{Status: 503, Reason: hop.ReasonQueueFull, Message: fmt.Sprintf("queue of %s is full", r.id), RetryAfter: time.Second}
+	case errors.Is(err, breaker.ErrTimeout):
+		e = &hop.Error{Status: 504, Reason: hop.ReasonWaited, Message: fmt.Sprintf("no free slot of %s within %v%s", r.id, a.cfg.MaxWait, r.why())}
+	case errors.Is(err, breaker.ErrGone):
+		e = &hop.Error{Status: 499, Reason: hop.ReasonClientGone, Message: "client left while waiting"}
+	case errors.As(err, &e):
+	default:
+		return err
+	}
+	a.m.refused(e.Reason)
+	return e
+}
+
+func (r *revision) why() string {
+	if f := r.failure.Load(); f != nil {
+		return ": " + f.Reason + ": " + f.Message
+	}
+	return ""
+}
+
+// held is what x keeps in memory while it waits: its head and the part of the body that is there.
+func held(x *hop.Exchange) int64 {
+	return int64(len(x.Req.Header.RawHeaders())) + min(max(x.BodySize, 0), 8<<10)
+}
+
+// Run looks after the queues until ctx ends: old waits end, clients that left free their place.
+func (a *Activator) Run(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.wake:
+		}
+		tick := time.NewTicker(sweepEvery)
+		for busy := true; busy; {
+			select {
+			case <-ctx.Done():
+				tick.Stop()
+				return nil
+			case now := <-tick.C:
+				busy = false
+				a.revisions.Range(func(_, v any) bool {
+					if v.(*revision).b.Sweep(now, a.cfg.MaxWait) {
+						busy = true
+					}
+					return true
+				})
+			}
+		}
+		tick.Stop()
+	}
+}
+
+// Drain refuses new waits; those that wait go on. It returns when none is left, or ctx ends.
+func (a *Activator) Drain(ctx context.Context) error {
+	a.draining.Store(true)
+	for {
+		waiting := 0
+		a.revisions.Range(func(_, v any) bool {
+			n, _ := v.(*revision).b.Load()
+			waiting += n
+			return true
+		})
+		if waiting == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(sweepEvery):
+		}
+	}
+}
+
+// Load returns how many requests of a revision wait, and how many hold a slot.
+func (a *Activator) Load(id api.RevisionID) (waiting, running int) {
+	if v, ok := a.revisions.Load(id); ok {
+		return v.(*revision).b.Load()
+	}
+	return 0, 0
+}
