@@ -1,10 +1,14 @@
 package apiserver
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"net/http"
 	"net/url"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/thawrun/thaw/api"
 )
@@ -100,11 +104,7 @@ func (s *Server) nameNamespace(w http.ResponseWriter, r *http.Request, f form, q
 	if _, err := parseWriteOptions("CreateOptions", query); err != nil {
 		return err
 	}
-	data, _, err := s.body(w, r, typeJSON, typeYAML)
-	if err != nil {
-		return err
-	}
-	name, err := namespaceName(data)
+	name, err := s.namedIn(w, r)
 	if err != nil {
 		return err
 	}
@@ -171,6 +171,63 @@ func (s *Server) events(ctx context.Context, w http.ResponseWriter, r *http.Requ
 	}
 	respond(w, r, f, http.StatusOK, map[string]any{"kind": "EventList", "apiVersion": "v1", "metadata": meta, "items": []any{}})
 	return nil
+}
+
+// namedIn reads the name out of the Namespace that a request carries.
+func (s *Server) namedIn(w http.ResponseWriter, r *http.Request) (string, error) {
+	data, err := readBody(w, r, s.maxBody)
+	if err != nil {
+		return "", err
+	}
+	mediaType, err := contentType(r, typeJSON, typeYAML, typeProtobuf)
+	if err != nil {
+		return "", err
+	}
+	if mediaType == typeProtobuf {
+		return namespaceNameProto(data)
+	}
+	if data, err = toJSON(data, mediaType, s.maxBody); err != nil {
+		return "", err
+	}
+	return namespaceName(data)
+}
+
+// typeProtobuf is how kubectl sends built-in kinds, Namespace among them: "k8s\0", then runtime.Unknown{1: TypeMeta, 2: raw}.
+const typeProtobuf = "application/vnd.kubernetes.protobuf"
+
+// namespaceNameProto finds raw (2) -> metadata (1) -> name (1).
+func namespaceNameProto(data []byte) (string, error) {
+	rest, ok := bytes.CutPrefix(data, []byte("k8s\x00"))
+	for _, field := range []protowire.Number{2, 1, 1} {
+		if !ok {
+			break
+		}
+		rest, ok = protoField(rest, field)
+	}
+	if !ok || !utf8.Valid(rest) {
+		return "", badRequest("the body of the request is not a Namespace in Kubernetes' protobuf form")
+	}
+	return string(rest), nil
+}
+
+// protoField returns the bytes of a length-delimited field of a message.
+func protoField(m []byte, field protowire.Number) ([]byte, bool) {
+	for len(m) > 0 {
+		number, typ, n := protowire.ConsumeTag(m)
+		if n < 0 {
+			return nil, false
+		}
+		m = m[n:]
+		if number == field && typ == protowire.BytesType {
+			v, n := protowire.ConsumeBytes(m)
+			return v, n >= 0
+		}
+		if n = protowire.ConsumeFieldValue(number, typ, m); n < 0 {
+			return nil, false
+		}
+		m = m[n:]
+	}
+	return nil, false
 }
 
 // namespaceName reads the name of a Namespace.

@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"mime"
 	"net/http"
 	"runtime"
 	"slices"
@@ -226,15 +225,13 @@ func (d *documents) negotiateV2(accept string) (document, bool) {
 		return d.openapiV2[typeJSON], true
 	}
 	for clause := range strings.SplitSeq(accept, ",") {
-		// mime.ParseMediaType takes '@' in a type, and so does the type's name.
-		mediaType, _, err := mime.ParseMediaType(clause)
-		if err != nil {
-			continue
-		}
+		// Kubernetes' name of the protobuf form has an '@', which package mime refuses.
+		mediaType, _, _ := strings.Cut(clause, ";")
+		mediaType = strings.ToLower(strings.TrimSpace(mediaType))
 		switch mediaType {
 		case "*/*", "application/*":
 			mediaType = typeJSON
-		case strings.ToLower(openapiV2ProtoOld):
+		case openapiV2ProtoSent:
 			mediaType = openapiV2Proto
 		}
 		if doc, ok := d.openapiV2[mediaType]; ok {

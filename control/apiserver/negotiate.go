@@ -171,47 +171,46 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, erro
 	return data, nil
 }
 
-// toJSON turns a body into JSON that is known to be well-formed UTF-8. It returns the names of keys that stand twice in one
-// object: encoding/json would silently take the last.
-func toJSON(data []byte, mediaType string, limit int64) (out []byte, duplicates []string, err error) {
+// toJSON turns a body into JSON that is known to be well-formed UTF-8 and to have no key twice in one object: parsers differ in which
+// one counts.
+func toJSON(data []byte, mediaType string, limit int64) ([]byte, error) {
 	if len(bytes.TrimSpace(data)) == 0 {
-		return nil, nil, badRequest("the body of the request is empty")
+		return nil, badRequest("the body of the request is empty")
 	}
 	if !utf8.Valid(data) {
-		return nil, nil, badRequest("the body of the request is not valid UTF-8")
+		return nil, badRequest("the body of the request is not valid UTF-8")
 	}
 	if mediaType == typeYAML || mediaType == typeApplyPatch {
 		return yamlToJSON(data, limit)
 	}
 	if !json.Valid(data) {
-		return nil, nil, badRequest("the body of the request is not valid JSON: %s", whyNotJSON(data))
+		return nil, badRequest("the body of the request is not valid JSON: %v", json.Unmarshal(data, new(any)))
 	}
-	return data, duplicateKeys(data), nil
+	if found := duplicateKeys(data); len(found) > 0 {
+		return nil, badRequest("the body of the request has fields more than once: %s", strings.Join(found, ", "))
+	}
+	return data, nil
 }
 
-func yamlToJSON(data []byte, limit int64) (out []byte, duplicates []string, err error) {
+func yamlToJSON(data []byte, limit int64) (out []byte, err error) {
 	// Parsing YAML has panicked in the past; a bad document must not look like a fault of the server.
 	defer func() {
 		if p := recover(); p != nil {
-			out, duplicates, err = nil, nil, badRequest("the body of the request is not valid YAML: %v", p)
+			out, err = nil, badRequest("the body of the request is not valid YAML: %v", p)
 		}
 	}()
 	if isManyDocuments(data) {
-		return nil, nil, badRequest("the body of the request has several YAML documents; send them one by one")
+		return nil, badRequest("the body of the request has several YAML documents; send them one by one")
 	}
 	out, err = yaml.YAMLToJSONStrict(data)
 	if err != nil {
-		if lax, laxErr := yaml.YAMLToJSON(data); laxErr == nil {
-			out, duplicates = lax, []string{firstLine(err.Error())}
-		} else {
-			return nil, nil, badRequest("the body of the request is not valid YAML: %s", clip(firstLine(laxErr.Error()), 300))
-		}
+		return nil, badRequest("the body of the request is not valid YAML: %s", clip(oneLine(err.Error()), 300))
 	}
 	// Aliases make a small document large; the parser bounds the ratio, this the size.
 	if int64(len(out)) > limit {
-		return nil, nil, fail(http.StatusRequestEntityTooLarge, reasonTooLarge, "the body of the request is too large once its YAML aliases are resolved: the limit is %d bytes", limit)
+		return nil, fail(http.StatusRequestEntityTooLarge, reasonTooLarge, "the body of the request is too large once its YAML aliases are resolved: the limit is %d bytes", limit)
 	}
-	return out, duplicates, nil
+	return out, nil
 }
 
 // isManyDocuments says that after a document separator there is more. The parser would silently drop it.
@@ -232,17 +231,9 @@ func isManyDocuments(data []byte) bool {
 	return false
 }
 
-func firstLine(s string) string {
-	s = strings.TrimPrefix(s, "error converting YAML to JSON: ")
-	return strings.Join(strings.Fields(s), " ")
-}
-
-func whyNotJSON(data []byte) string {
-	var v any
-	if err := json.Unmarshal(data, &v); err != nil {
-		return err.Error()
-	}
-	return "unknown"
+// oneLine joins the lines of the parser's message.
+func oneLine(s string) string {
+	return strings.Join(strings.Fields(strings.TrimPrefix(s, "yaml: ")), " ")
 }
 
 // maxDuplicates bounds how many duplicate keys are named.

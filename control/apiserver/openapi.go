@@ -13,10 +13,10 @@ import (
 // The OpenAPI documents are made from the Go types of package api by reflection, so they cannot fall behind. kubectl reads
 // them to learn which query parameters a patch takes (then the server validates) and for explain; an old kubectl validates with v2.
 const (
-	openapiV2Proto    = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
-	openapiV2ProtoOld = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
-	gvkExtension      = "x-kubernetes-group-version-kind"
-	schemaPrefix      = "run.thaw.api."
+	openapiV2Proto     = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
+	openapiV2ProtoSent = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
+	gvkExtension       = "x-kubernetes-group-version-kind"
+	schemaPrefix       = "run.thaw.api."
 )
 
 // tree is a JSON object in the making.
@@ -94,7 +94,7 @@ func (d *documents) addOpenAPI(put func(map[string]document, string, string, any
 	if err := json.Unmarshal(d.openapiV2[typeJSON].body, &plain); err != nil {
 		return err
 	}
-	d.openapiV2[openapiV2Proto] = newDocument(openapiV2Proto, encodeSwagger(plain))
+	d.openapiV2[openapiV2Proto] = newDocument(openapiV2ProtoSent, encodeSwagger(plain))
 	return nil
 }
 

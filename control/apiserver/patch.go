@@ -39,7 +39,7 @@ func (s *Server) patch(ctx context.Context, w http.ResponseWriter, r *http.Reque
 	if err != nil {
 		return err
 	}
-	data, duplicates, err := toJSON(data, mediaType, s.maxBody)
+	data, err = toJSON(data, mediaType, s.maxBody)
 	if err != nil {
 		return err
 	}
@@ -50,7 +50,6 @@ func (s *Server) patch(ctx context.Context, w http.ResponseWriter, r *http.Reque
 		if err != nil {
 			return err
 		}
-		duplicates = nil // of the patch's own members, not of the object
 		apply = func(doc []byte) ([]byte, error) { return applyJSONPatch(doc, ops, s.maxBody) }
 	case typeApplyPatch:
 		if query.Get("fieldManager") == "" {
@@ -61,7 +60,7 @@ func (s *Server) patch(ctx context.Context, w http.ResponseWriter, r *http.Reque
 		if only.validation == "Warn" {
 			only.validation = "Ignore" // said once, for the merged object
 		}
-		o, _, err := decode(t.kind, data, duplicates, only)
+		o, _, err := decode(t.kind, data, only)
 		if err != nil {
 			return err
 		}
@@ -71,7 +70,7 @@ func (s *Server) patch(ctx context.Context, w http.ResponseWriter, r *http.Reque
 		if err := place(o, t); err != nil {
 			return err
 		}
-		done, err := s.applyNew(ctx, w, r, f, t, opts, data, duplicates)
+		done, err := s.applyNew(ctx, w, r, f, t, opts, data)
 		if done || err != nil {
 			return err
 		}
@@ -94,7 +93,7 @@ func (s *Server) patch(ctx context.Context, w http.ResponseWriter, r *http.Reque
 		if int64(len(patched)) > s.maxBody {
 			return nil, nil, fail(http.StatusRequestEntityTooLarge, reasonTooLarge, "the patched object is too large: the limit is %d bytes", s.maxBody)
 		}
-		o, warnings, err := decode(t.kind, patched, duplicates, opts)
+		o, warnings, err := decode(t.kind, patched, opts)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -106,7 +105,7 @@ func (s *Server) patch(ctx context.Context, w http.ResponseWriter, r *http.Reque
 }
 
 // applyNew creates the object of an apply patch if there is none. done says that the answer is written.
-func (s *Server) applyNew(ctx context.Context, w http.ResponseWriter, r *http.Request, f form, t target, opts writeOptions, data []byte, duplicates []string) (done bool, err error) {
+func (s *Server) applyNew(ctx context.Context, w http.ResponseWriter, r *http.Request, f form, t target, opts writeOptions, data []byte) (done bool, err error) {
 	_, err = s.store.Get(ctx, t.kind, t.namespace, t.name)
 	if err == nil {
 		return false, nil
@@ -118,7 +117,7 @@ func (s *Server) applyNew(ctx context.Context, w http.ResponseWriter, r *http.Re
 	if data, err = mergePatch([]byte("{}"), data); err != nil {
 		return false, err
 	}
-	o, warnings, err := decode(t.kind, data, duplicates, opts)
+	o, warnings, err := decode(t.kind, data, opts)
 	if err != nil {
 		return false, err
 	}

@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -58,9 +59,12 @@ func parseWriteOptions(kind string, query url.Values) (writeOptions, error) {
 var serverFields = []string{"metadata.managedFields", "metadata.selfLink", "metadata.deletionGracePeriodSeconds"}
 
 // decode reads one object of a kind. warnings are about fields it does not have; with Strict they are an error.
-func decode(k *api.Kind, data []byte, duplicates []string, opts writeOptions) (o api.Object, warnings []string, err error) {
+func decode(k *api.Kind, data []byte, opts writeOptions) (o api.Object, warnings []string, err error) {
 	cannot := func(why error) error {
 		return badRequest("%s in version %q cannot be handled as a %s: %v", k.Kind, version(k), k.Kind, why)
+	}
+	if len(data) > api.MaxObjectBytes {
+		return nil, nil, fail(http.StatusRequestEntityTooLarge, reasonTooLarge, "the object is too large: it has %d bytes as JSON, and the limit is %d", len(data), api.MaxObjectBytes)
 	}
 	var typ struct {
 		Kind       *string `json:"kind"`
@@ -79,15 +83,12 @@ func decode(k *api.Kind, data []byte, duplicates []string, opts writeOptions) (o
 			clip(*typ.Kind, 100), clip(*typ.APIVersion, 100), k.Kind, k.APIVersion)
 	}
 	o, unknown, err := api.Decode(k, data)
+	var errs api.Errors
+	if errors.As(err, &errs) {
+		return nil, nil, invalid(k, nameIn(data), errs)
+	}
 	if err != nil {
 		return nil, nil, cannot(err)
-	}
-	for _, d := range duplicates {
-		if strings.HasPrefix(d, "yaml:") {
-			warnings = append(warnings, d)
-			continue
-		}
-		warnings = append(warnings, fmt.Sprintf("duplicate field %q", d))
 	}
 	for _, u := range unknown {
 		if slices.ContainsFunc(serverFields, func(f string) bool { return u == f || strings.HasPrefix(u, f+"[") || strings.HasPrefix(u, f+".") }) {
@@ -105,6 +106,18 @@ func decode(k *api.Kind, data []byte, duplicates []string, opts writeOptions) (o
 		return nil, nil, cannot(fmt.Errorf("strict decoding error: %s", strings.Join(warnings, ", ")))
 	}
 	return o, warnings, nil
+}
+
+// nameIn is the name of an object that could not be decoded as a whole.
+func nameIn(data []byte) string {
+	var o struct {
+		Metadata struct {
+			Name         string `json:"name"`
+			GenerateName string `json:"generateName"`
+		} `json:"metadata"`
+	}
+	json.Unmarshal(data, &o)
+	return clip(cmp.Or(o.Metadata.Name, o.Metadata.GenerateName), 253)
 }
 
 // place puts o where the path says, or says that the body contradicts the path.
@@ -134,11 +147,11 @@ func (s *Server) create(ctx context.Context, w http.ResponseWriter, r *http.Requ
 	if err != nil {
 		return err
 	}
-	data, duplicates, err := s.body(w, r, typeJSON, typeYAML)
+	data, err := s.body(w, r, typeJSON, typeYAML)
 	if err != nil {
 		return err
 	}
-	o, warnings, err := decode(t.kind, data, duplicates, opts)
+	o, warnings, err := decode(t.kind, data, opts)
 	if err != nil {
 		return err
 	}
@@ -157,14 +170,14 @@ func (s *Server) create(ctx context.Context, w http.ResponseWriter, r *http.Requ
 }
 
 // body reads the request's body in one of the media types, as JSON.
-func (s *Server) body(w http.ResponseWriter, r *http.Request, types ...string) ([]byte, []string, error) {
+func (s *Server) body(w http.ResponseWriter, r *http.Request, types ...string) ([]byte, error) {
 	data, err := readBody(w, r, s.maxBody)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	mediaType, err := contentType(r, types...)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	return toJSON(data, mediaType, s.maxBody)
 }
@@ -284,15 +297,15 @@ func (s *Server) replace(ctx context.Context, w http.ResponseWriter, r *http.Req
 	if err != nil {
 		return err
 	}
-	data, duplicates, err := s.body(w, r, typeJSON, typeYAML)
+	data, err := s.body(w, r, typeJSON, typeYAML)
 	if err != nil {
 		return err
 	}
-	if _, _, err := decode(t.kind, data, duplicates, opts); err != nil {
+	if _, _, err := decode(t.kind, data, opts); err != nil {
 		return err
 	}
 	return s.rewrite(ctx, w, r, f, t, opts, func(api.Object) (api.Object, []string, error) {
-		return decode(t.kind, data, duplicates, opts) // afresh each time: admission changes it
+		return decode(t.kind, data, opts) // afresh each time: admission changes it
 	})
 }
 
@@ -369,7 +382,7 @@ func (s *Server) deleteOptions(w http.ResponseWriter, r *http.Request, query url
 		if err != nil {
 			return o, err
 		}
-		if data, _, err = toJSON(data, mediaType, s.maxBody); err != nil {
+		if data, err = toJSON(data, mediaType, s.maxBody); err != nil {
 			return o, err
 		}
 		if err := json.Unmarshal(data, &o); err != nil {
