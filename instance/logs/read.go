@@ -9,6 +9,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"regexp"
 	"sort"
 	"strings"
 	"time"
@@ -341,9 +342,12 @@ func lastWords(path string) string {
 	return oneLine(buf[:n])
 }
 
+// escapes are terminal sequences, colours mostly.
+var escapes = regexp.MustCompile("\x1b\\[[0-9;?]*[ -/]*[@-~]")
+
 // oneLine joins the last lines of output into one that can stand in a header or a condition.
 func oneLine(out []byte) string {
-	text := strings.ToValidUTF8(string(out), "\uFFFD")
+	text := escapes.ReplaceAllString(strings.ToValidUTF8(string(out), "\uFFFD"), "")
 	var last []string
 	for line := range strings.Lines(text) {
 		line = strings.TrimSpace(strings.Map(func(r rune) rune {

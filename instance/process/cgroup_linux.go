@@ -93,7 +93,9 @@ func (c *cgroups) stepDown(here, node string) bool {
 	return makeGroup(self) == nil && write(self, "cgroup.procs", "0") == nil
 }
 
-func enable(dir, controller string) error { return write(dir, "cgroup.subtree_control", "+"+controller) }
+func enable(dir, controller string) error {
+	return write(dir, "cgroup.subtree_control", "+"+controller)
+}
 
 func makeGroup(dir string) error {
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {

@@ -88,8 +88,8 @@ type (
 )
 
 func newCgroups(string, *slog.Logger) *cgroups { return nil }
-func (*cgroups) close()                  {}
-func (*cgroups) String() string          { return "no limits on memory or processes on this system" }
-func (*group) kill()                     {}
-func (*group) oomKilled() bool           { return false }
-func (*group) remove()                   {}
+func (*cgroups) close()                        {}
+func (*cgroups) String() string                { return "no limits on memory or processes on this system" }
+func (*group) kill()                           {}
+func (*group) oomKilled() bool                 { return false }
+func (*group) remove()                         {}

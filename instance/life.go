@@ -1,0 +1,426 @@
+package instance
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/thawrun/thaw/instance/logs"
+	"github.com/thawrun/thaw/instance/process"
+	"github.com/thawrun/thaw/internal/endpoints"
+)
+
+// instance is one copy of a revision, from the order until it is gone.
+type instance struct {
+	// static
+	id   string
+	rev  *revision
+	plan *plan // of a new instance changed once, before its start, under Agent.mu
+	made time.Time
+	stop chan struct{} // closed by stopLocked, under Agent.mu
+
+	// guarded by Agent.mu
+	state    endpoints.State
+	addr     string
+	start    endpoints.StartTimes
+	adopted  bool
+	stopping bool // stop is closed
+	unready  bool // was ready, and its readiness probe fails now
+	readyAt  time.Time
+	sidecar  Sidecar
+
+	// owned by the instance's goroutine
+	proc     running
+	port     int      // to be given back; 0 = none
+	listener *os.File // our copy of the socket on its fd 3
+	env      []string // for exec probes
+}
+
+// errStopped and errExited are why waiting for something about an instance ended: it shall go, or it has gone.
+var (
+	errStopped = errors.New("instance is asked to end")
+	errExited  = errors.New("instance has ended")
+)
+
+// newInstanceLocked orders an instance. Its goroutine does the rest.
+func (a *Agent) newInstanceLocked(r *revision) *instance {
+	_, name := r.id.Split()
+	in := &instance{
+		id: name + "-" + strings.ToLower(rand.Text()[:10]), rev: r, plan: r.plan, made: time.Now(), stop: make(chan struct{}),
+		start: endpoints.StartTimes{Decided: r.decided, Placed: r.placed},
+	}
+	if in.start.Placed.IsZero() {
+		in.start.Placed = in.made
+	}
+	if n := len(r.spare); n > 0 {
+		in.listener = r.spare[n-1]
+		r.spare = r.spare[:n-1]
+	}
+	r.instances = append(r.instances, in)
+	a.total++
+	a.instances.Go(func() { a.live(in) })
+	return in
+}
+
+// stopLocked asks an instance to end: from now on it takes no new requests.
+func (a *Agent) stopLocked(in *instance) {
+	if in.stopping {
+		return
+	}
+	in.stopping = true
+	close(in.stop)
+	if in.state != endpoints.Draining {
+		in.state = endpoints.Draining
+		a.publishLocked(in.rev)
+	}
+}
+
+func (in *instance) endpointLocked() endpoints.Instance {
+	return endpoints.Instance{
+		ID: in.id, Revision: in.rev.id, State: in.state, Addr: in.addr,
+		Capacity: in.plan.rev.Concurrency(), Start: in.start, Adopted: in.adopted,
+	}
+}
+
+func (in *instance) logKey() logs.Key {
+	ns, name := in.rev.id.Split()
+	return logs.Key{Namespace: ns, Revision: name, Instance: in.id}
+}
+
+func (a *Agent) dir(id string) string { return filepath.Join(a.cfg.Dir, "instances", id) }
+
+// live is the whole life of a new instance.
+func (a *Agent) live(in *instance) {
+	select {
+	case a.slots <- struct{}{}:
+	default:
+		select {
+		case a.slots <- struct{}{}:
+		case <-in.stop:
+			a.gone(in, nil)
+			return
+		}
+	}
+	release := sync.OnceFunc(func() { <-a.slots })
+	defer release()
+	select {
+	case <-in.stop: // while it waited
+		a.gone(in, nil)
+		return
+	default:
+	}
+	if err := a.launch(in); err != nil {
+		a.gone(in, &failure{reasonOf(err), err.Error()})
+		return
+	}
+	// A slow starter waits more than it computes: it must not keep others from starting.
+	late := time.AfterFunc(slowStart, release)
+	defer late.Stop()
+	a.tend(in, release)
+}
+
+// slowStart is how long a start counts as one of MaxStarts.
+const slowStart = 250 * time.Millisecond
+
+// launch does everything up to exec. Nothing in it waits for a disk or for another part.
+func (a *Agent) launch(in *instance) error {
+	if in.plan.err != nil || in.plan.code.Check() != nil {
+		a.planAgain(in)
+	}
+	p := in.plan
+	if p.err != nil {
+		return p.err
+	}
+	coded := time.Now()
+	if err := a.bind(in); err != nil {
+		return err
+	}
+	dir := a.dir(in.id)
+	home := filepath.Join(dir, "tmp")
+	// The folder's existence is the intent: from here on, a process that carries this id is ours to adopt or to end.
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	if err := os.Mkdir(home, 0o700); err != nil {
+		return err
+	}
+	if err := writeRecord(dir, newRecord(in)); err != nil {
+		return err
+	}
+	stdout, stderr, err := a.logs.Open(in.logKey())
+	if err != nil {
+		return err
+	}
+	defer stdout.Close()
+	defer stderr.Close()
+	argv, env := p.environ(in.portNumber(), home)
+	in.env = env
+	proc, err := a.provider.Start(&process.Spec{
+		ID: in.id, Path: p.program, Argv: argv, Env: env, Dir: p.dir,
+		Stdout: stdout, Stderr: stderr, Listener: in.listener, Limits: p.limits,
+	})
+	if err != nil {
+		return err
+	}
+	in.proc = proc
+	started := time.Now()
+
+	a.mu.Lock()
+	in.start.Code, in.start.Exec = coded, started
+	a.unlock()
+	// If we are killed before this is written, the process is found by its marker.
+	if err := writeIdentity(dir, proc.Identity()); err != nil {
+		a.cfg.Log.Warn("cannot note the process of an instance", "instance", in.id, "err", err)
+	}
+	a.addSidecar(in)
+	return nil
+}
+
+// planAgain looks for the code once more: what was missing may be there by now, and a file that was only touched still has
+// its digest.
+func (a *Agent) planAgain(in *instance) {
+	p := newPlan(in.plan.rev, a.cfg, a.code)
+	a.mu.Lock()
+	if in.rev.plan == in.plan {
+		in.rev.plan = p
+	}
+	in.plan = p
+	a.mu.Unlock()
+}
+
+// bind gives the instance its address: a free port, or a socket that listens already.
+func (a *Agent) bind(in *instance) error {
+	var addr string
+	if !in.plan.socket {
+		port, err := a.ports.take()
+		if err != nil {
+			return err
+		}
+		in.port = port
+		addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	} else {
+		if in.listener == nil {
+			var err error
+			if in.listener, err = listen(); err != nil {
+				return err
+			}
+		}
+		addr = in.listener.Name()
+	}
+	a.mu.Lock()
+	in.addr = addr
+	a.mu.Unlock()
+	return nil
+}
+
+// listen makes a listening socket on a free port of loopback; its name is its address. Plain TCP, not the multipath sockets
+// that Go listens with by itself: other languages get it.
+func listen() (*os.File, error) {
+	var lc net.ListenConfig
+	lc.SetMultipathTCP(false)
+	l, err := lc.Listen(context.Background(), "tcp4", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	f, err := l.(*net.TCPListener).File()
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return dup(f, l.Addr().String())
+}
+
+// portNumber is the port that requests come to.
+func (in *instance) portNumber() int {
+	_, p, _ := net.SplitHostPort(in.addr)
+	n, _ := strconv.Atoi(p)
+	return n
+}
+
+func (a *Agent) addSidecar(in *instance) {
+	if a.cfg.Sidecar == nil {
+		return
+	}
+	a.mu.Lock()
+	e := in.endpointLocked()
+	a.mu.Unlock()
+	s := a.cfg.Sidecar(e, in.plan.rev)
+	a.mu.Lock()
+	in.sidecar = s
+	a.mu.Unlock()
+}
+
+// tend looks after a started or adopted instance until it is gone. settled is called when it no longer counts as starting.
+func (a *Agent) tend(in *instance, settled func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { // ends the probes when there is nothing left to probe
+		defer cancel()
+		select {
+		case <-in.proc.Done():
+		case <-in.stop:
+		case <-ctx.Done():
+		}
+	})
+	err := a.awaitReady(ctx, in)
+	settled()
+	if err == nil {
+		a.markReady(in)
+		err = a.watch(ctx, in)
+	}
+	cancel()
+	wg.Wait()
+
+	var why *failure
+	switch {
+	case errors.Is(err, errStopped):
+		a.end(in)
+	case errors.Is(err, errExited):
+		words := a.logs.LastWords(in.logKey())
+		a.mu.Lock()
+		if !in.stopping {
+			why = exitFailure(in, in.proc.Exit(), !in.readyAt.IsZero(), words)
+		}
+		a.mu.Unlock()
+	default: // a probe has given up on it
+		why = &failure{reasonOf(err), err.Error()}
+		if words := a.logs.LastWords(in.logKey()); words != "" {
+			why.message += "; its last output: " + words
+		}
+		a.mu.Lock()
+		a.failLocked(in, why)
+		why = nil // it is noted
+		a.stopLocked(in)
+		a.reconcileLocked(in.rev) // the replacement need not wait for the end
+		a.unlock()
+		a.end(in)
+	}
+	a.gone(in, why)
+}
+
+// markReady shows an instance as taking requests. A revision with a ready instance has no failure.
+func (a *Agent) markReady(in *instance) {
+	now := time.Now()
+	a.mu.Lock()
+	if !in.stopping {
+		in.state, in.readyAt = endpoints.Ready, now
+		if !in.adopted {
+			in.start.Ready = now
+		}
+		in.rev.fault = nil
+		a.publishLocked(in.rev)
+		a.reconcileLocked(in.rev) // starts that were held back while the last one had failed
+	}
+	a.unlock()
+}
+
+// setWell follows the readiness probe after the start.
+func (a *Agent) setWell(in *instance, well bool, err error) {
+	a.mu.Lock()
+	if !in.stopping && in.unready == well {
+		in.unready = !well
+		if in.state = endpoints.Starting; well {
+			in.state = endpoints.Ready
+		}
+		a.cfg.Log.Info("readiness of an instance has changed", "instance", in.id, "ready", well, "err", err)
+		a.publishLocked(in.rev)
+	}
+	a.unlock()
+}
+
+// end drains and ends an instance that is shown as draining.
+func (a *Agent) end(in *instance) {
+	a.awaitDelivered(in.rev)
+	a.mu.Lock()
+	sidecar, wasReady := in.sidecar, !in.readyAt.IsZero()
+	a.mu.Unlock()
+	if sidecar != nil && wasReady {
+		ctx, cancel := context.WithTimeout(a.endDrain, in.plan.drain)
+		go func() { // nothing to wait for once it has ended
+			select {
+			case <-in.proc.Done():
+				cancel()
+			case <-ctx.Done():
+			}
+		}()
+		if err := sidecar.Drain(ctx); err != nil {
+			a.cfg.Log.Warn("instance ends with requests inside", "instance", in.id, "err", err)
+		}
+		cancel()
+	}
+	terminate(in.proc, in.plan.grace, a.endGrace)
+}
+
+// terminate sends SIGTERM and, after grace or at the end of ctx, SIGKILL; it returns when the process has ended.
+func terminate(p running, grace time.Duration, ctx context.Context) {
+	p.Terminate()
+	t := time.NewTimer(grace)
+	defer t.Stop()
+	select {
+	case <-p.Done():
+		return
+	case <-t.C:
+	case <-ctx.Done():
+	}
+	p.Kill()
+	<-p.Done()
+}
+
+// gone takes an instance that has ended, or never began, out of the revision, and gives back what it had. why is its
+// failure, nil if it had been asked to end.
+func (a *Agent) gone(in *instance, why *failure) {
+	r := in.rev
+	a.mu.Lock()
+	in.state = endpoints.Gone
+	for i, other := range r.instances {
+		if other == in {
+			r.instances = append(r.instances[:i:i], r.instances[i+1:]...)
+			break
+		}
+	}
+	a.total--
+	if why != nil && !in.stopping {
+		a.failLocked(in, why)
+	}
+	if in.listener != nil {
+		// Whoever waits in its accept queue is served by the replacement, if there is to be one.
+		if why != nil && in.proc != nil && !a.stopping {
+			r.spare = append(r.spare, in.listener)
+		} else {
+			in.listener.Close()
+		}
+	}
+	if in.proc != nil {
+		a.ended[in.id] = true
+	}
+	a.publishLocked(r)
+	a.reconcileLocked(r)
+	for other := range a.short {
+		a.reconcileLocked(other)
+	}
+	sidecar := in.sidecar
+	a.unlock()
+
+	if sidecar != nil {
+		sidecar.Close()
+	}
+	if in.port != 0 {
+		a.ports.put(in.port)
+	}
+	a.logs.Ended(in.logKey())
+	if err := os.RemoveAll(a.dir(in.id)); err != nil {
+		a.cfg.Log.Warn("cannot remove the folder of an instance", "instance", in.id, "err", err)
+	}
+	select {
+	case a.sweep <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,168 @@
+package instance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/thawrun/thaw/api"
+	"github.com/thawrun/thaw/internal/probe"
+)
+
+// awaitReady returns nil when the instance takes requests, else errStopped, errExited or a *failure. ctx ends with the
+// instance.
+func (a *Agent) awaitReady(ctx context.Context, in *instance) error {
+	p := in.plan
+	ctx, cancel := context.WithTimeoutCause(ctx, p.progress, errProgress)
+	defer cancel()
+	if p.startup != nil {
+		if err := a.awaitStartup(ctx, in); err != nil {
+			return a.whyNot(in, err)
+		}
+	}
+	if !plainTCP(p.readiness) {
+		pr, err := probe.New(p.readiness, in.addr, probe.Options{Dir: p.dir, Env: in.env})
+		if err != nil {
+			return &failure{reasonStartFailed, err.Error()}
+		}
+		return a.whyNot(in, pr.WaitReady(ctx))
+	}
+	if p.socket {
+		return nil // it listens since before it began
+	}
+	return a.whyNot(in, awaitPort(ctx, in.addr))
+}
+
+// errProgress is the cause of a context that ended with the progress deadline.
+var errProgress = errors.New("progress deadline")
+
+// awaitStartup runs the startup probe, which has failureThreshold periods to succeed.
+func (a *Agent) awaitStartup(ctx context.Context, in *instance) error {
+	s := in.plan.startup
+	pr, err := probe.New(s, in.addr, probe.Options{Dir: in.plan.dir, Env: in.env})
+	if err != nil {
+		return &failure{reasonStartFailed, err.Error()}
+	}
+	if s.PeriodSeconds > 0 {
+		tries := max(1, int(s.FailureThreshold))
+		limit := time.Duration(s.InitialDelaySeconds)*time.Second + time.Duration(tries)*time.Duration(s.PeriodSeconds)*time.Second
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, limit, &failure{reasonStartup,
+			fmt.Sprintf("instance %s did not pass its startup probe within %v", in.id, limit)})
+		defer cancel()
+	}
+	return pr.WaitReady(ctx)
+}
+
+// whyNot turns the end of a wait into its reason.
+func (a *Agent) whyNot(in *instance, err error) error {
+	if err == nil {
+		return nil
+	}
+	select {
+	case <-in.proc.Done():
+		return errExited
+	default:
+	}
+	select {
+	case <-in.stop:
+		return errStopped
+	default:
+	}
+	if f, ok := errors.AsType[*failure](err); ok {
+		return f
+	}
+	if errors.Is(err, errProgress) {
+		return &failure{api.ReasonProgressDeadlineExceeded,
+			fmt.Sprintf("instance %s was not ready within %v (%v)", in.id, in.plan.progress, err)}
+	}
+	return &failure{reasonStartFailed, err.Error()}
+}
+
+// plainTCP says that a probe is the default one: can the port be connected to, asked as often as is sensible.
+func plainTCP(p *api.Probe) bool {
+	return p == nil || p.HTTPGet == nil && p.Exec == nil && p.GRPC == nil &&
+		p.PeriodSeconds == 0 && p.InitialDelaySeconds == 0 && p.SuccessThreshold <= 1
+}
+
+// awaitPort connects until somebody listens. The waits grow from 0.2 ms by half each to 5 ms, later to 2 % of the time
+// that has passed, at most 50 ms: a fast function is seen within a fraction of a millisecond, a slow one costs little.
+func awaitPort(ctx context.Context, addr string) error {
+	began := time.Now()
+	d := net.Dialer{Timeout: 100 * time.Millisecond}
+	for wait := 200 * time.Microsecond; ; wait += wait / 2 {
+		conn, err := d.DialContext(ctx, "tcp", addr)
+		if err == nil {
+			conn.Close()
+			return nil
+		}
+		wait = min(wait, max(5*time.Millisecond, min(time.Since(began)/50, 50*time.Millisecond)))
+		if !pause(ctx, wait) {
+			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		}
+	}
+}
+
+// pause waits and says whether ctx is still open. An idle Go program rounds timers up to the next millisecond, so the short
+// waits are slept by the thread.
+func pause(ctx context.Context, d time.Duration) bool {
+	if d < 1500*time.Microsecond {
+		nap(d)
+		return ctx.Err() == nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// watch looks after a ready instance: errStopped, errExited, or a *failure when its liveness probe fails.
+func (a *Agent) watch(ctx context.Context, in *instance) error {
+	p := in.plan
+	o := probe.Options{Dir: p.dir, Env: in.env}
+	dead := make(chan error, 1)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if p.liveness != nil {
+		pr, err := probe.New(p.liveness, in.addr, o)
+		if err != nil {
+			return &failure{reasonStartFailed, err.Error()}
+		}
+		wg.Go(func() {
+			pr.Watch(ctx, true, func(well bool, err error) {
+				if !well {
+					select {
+					case dead <- err:
+					default:
+					}
+				}
+			})
+		})
+	}
+	// That a process does not listen any more though it lives is not worth a connection every ten seconds for each
+	// instance; whoever wants it says so with a period.
+	if !plainTCP(p.readiness) {
+		pr, err := probe.New(p.readiness, in.addr, o)
+		if err != nil {
+			return &failure{reasonStartFailed, err.Error()}
+		}
+		wg.Go(func() { pr.Watch(ctx, true, func(well bool, err error) { a.setWell(in, well, err) }) })
+	}
+	select {
+	case <-in.proc.Done():
+		return errExited
+	case <-in.stop:
+		return errStopped
+	case err := <-dead:
+		return &failure{reasonLiveness, fmt.Sprintf("instance %s failed its liveness probe: %v", in.id, err)}
+	}
+}
