@@ -156,6 +156,7 @@ func TestUnsupported(t *testing.T) {
 	c.EnvFrom, c.VolumeMounts, c.SecurityContext = raw(`[{}]`), raw(`[{"name":"v"}]`), raw(`{"runAsUser":5}`)
 	c.Env = []EnvVar{{Name: "A"}, {Name: "B", ValueFrom: raw(`{"secretKeyRef":{}}`)}}
 	c.TerminationMessagePath = "/x"
+	c.ReadinessProbe = &Probe{TCPSocket: &TCPSocketAction{Host: "10.0.0.1"}}
 	c.LivenessProbe = &Probe{TerminationGracePeriodSeconds: ptr(int64(5))}
 	c.Ports = []ContainerPort{{}}
 	spec.Containers = append(spec.Containers, Container{Image: "b", SecurityContext: raw(` { } `)})
@@ -166,6 +167,7 @@ func TestUnsupported(t *testing.T) {
 		"spec.template.spec.containers[0].envFrom",
 		"spec.template.spec.containers[0].env[1].valueFrom",
 		"spec.template.spec.containers[0].livenessProbe.terminationGracePeriodSeconds",
+		"spec.template.spec.containers[0].readinessProbe.tcpSocket.host",
 		"spec.template.spec.containers[0].securityContext",
 		"spec.template.spec.containers[0].terminationMessagePath",
 		"spec.template.spec.containers[0].volumeMounts",

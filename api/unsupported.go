@@ -64,8 +64,12 @@ func (u *unsupported) container(path string, c *Container) {
 	for _, p := range []struct {
 		name  string
 		probe *Probe
-	}{{"livenessProbe", c.LivenessProbe}, {"startupProbe", c.StartupProbe}} {
-		u.when(p.probe != nil && p.probe.TerminationGracePeriodSeconds != nil, path+"."+p.name+".terminationGracePeriodSeconds", "the grace period is the revision's timeoutSeconds")
+	}{{"readinessProbe", c.ReadinessProbe}, {"livenessProbe", c.LivenessProbe}, {"startupProbe", c.StartupProbe}} {
+		if p.probe == nil {
+			continue
+		}
+		u.when(p.probe.TerminationGracePeriodSeconds != nil, path+"."+p.name+".terminationGracePeriodSeconds", "an instance that is ended has the same grace period whatever the cause")
+		u.when(p.probe.TCPSocket != nil && p.probe.TCPSocket.Host != "", path+"."+p.name+".tcpSocket.host", "probes always go to the instance itself")
 	}
 }
 

@@ -8,11 +8,22 @@ import (
 	"time"
 )
 
-// Limits are the bounds that an installation may move.
+// Limits are the bounds that an installation may move. The zero value means DefaultLimits.
 type Limits struct {
-	MaxTimeoutSeconds int64 // of timeoutSeconds, and so of the other two; Knative's max-revision-timeout-seconds
-	MaxConcurrency    int64 // of containerConcurrency; Knative's container-concurrency-max-limit
+	MaxTimeoutSeconds int64 // of timeoutSeconds, and so of the other two; 0 = 600. Knative's max-revision-timeout-seconds
+	MaxConcurrency    int64 // of containerConcurrency; 0 = 1000. Knative's container-concurrency-max-limit
 	MaxScale          int64 // of max-scale, which then may not be 0 (without bound); 0 = no limit. Knative's max-scale-limit
+}
+
+// orDefault fills in what is not set: a limit of nothing would refuse every object.
+func (l Limits) orDefault() Limits {
+	if l.MaxTimeoutSeconds == 0 {
+		l.MaxTimeoutSeconds = DefaultLimits.MaxTimeoutSeconds
+	}
+	if l.MaxConcurrency == 0 {
+		l.MaxConcurrency = DefaultLimits.MaxConcurrency
+	}
+	return l
 }
 
 // DefaultLimits are Knative's.
@@ -29,7 +40,7 @@ const maxAnnotations = 256 << 10
 func Validate(o, old Object, l Limits) Errors {
 	var errs Errors
 	root := report{errs: &errs}
-	v := validator{limits: l}
+	v := validator{limits: l.orDefault()}
 	switch o := o.(type) {
 	case *Service:
 		old, _ := old.(*Service)

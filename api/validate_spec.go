@@ -273,8 +273,8 @@ func (v validator) probeHandler(r report, p *Probe, c *Container) {
 			at.at("path").invalidWhy(h.Path, "must begin with '/' and have no spaces or control characters")
 		}
 		oneOf(at.at("scheme"), h.Scheme, "HTTP", "HTTPS")
-		if strings.ContainsFunc(h.Host, control) {
-			at.at("host").invalid(h.Host)
+		if strings.ContainsFunc(h.Host, control) || strings.Contains(h.Host, "/") {
+			at.at("host").invalidWhy(h.Host, "must be usable as a Host header")
 		}
 		for i, f := range h.HTTPHeaders {
 			field := at.index("httpHeaders", i)

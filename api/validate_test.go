@@ -216,6 +216,7 @@ func TestValidateService(t *testing.T) {
 		{"probe path smuggles", readiness(Probe{HTTPGet: &HTTPGetAction{Path: "/ HTTP/1.1\r\nX: y"}}), "invalid value: / HTTP/1.1\r\nX: y: " + con + ".readinessProbe.httpGet.path (must begin with '/' and have no spaces or control characters)"},
 		{"probe header", readiness(Probe{HTTPGet: &HTTPGetAction{HTTPHeaders: []HTTPHeader{{Name: "a b", Value: "c\n"}}}}),
 			"invalid value: a b: " + con + ".readinessProbe.httpGet.httpHeaders[0].name (must be the name of an HTTP header); invalid value: c\n: " + con + ".readinessProbe.httpGet.httpHeaders[0].value (must be one line)"},
+		{"probe host", readiness(Probe{HTTPGet: &HTTPGetAction{Host: "a/b"}}), "invalid value: a/b: " + con + ".readinessProbe.httpGet.host (must be usable as a Host header)"},
 		{"probe scheme", readiness(Probe{HTTPGet: &HTTPGetAction{Scheme: "ftp"}}), "invalid value: ftp: " + con + ".readinessProbe.httpGet.scheme (expected HTTP, HTTPS)"},
 		{"probe exec", readiness(Probe{Exec: &ExecAction{}}), "missing field(s): " + con + ".readinessProbe.exec.command"},
 		{"probe failureThreshold", readiness(Probe{FailureThreshold: 2}), "failureThreshold is disallowed when periodSeconds is zero: " + con + ".readinessProbe.failureThreshold"},
@@ -330,6 +331,15 @@ func TestValidateLimits(t *testing.T) {
 				t.Errorf("got  %s\nwant %s", got, tt.want)
 			}
 		})
+	}
+	s := good()
+	SetDefaults(s)
+	if errs := Validate(s, nil, Limits{}); errs != nil {
+		t.Errorf("no limits given: %v", errs)
+	}
+	s.Spec.Template.Spec.TimeoutSeconds = ptr(int64(601))
+	if errs := Validate(s, nil, Limits{}); len(errs) != 1 {
+		t.Errorf("no limits given: %v", errs)
 	}
 }
 
