@@ -197,7 +197,7 @@ func parseRollout(text string) rollout {
 	for _, s := range r.Configurations {
 		sum := 0
 		for _, p := range s.Parts {
-			if p.Percent <= 0 || p.Revision == "" {
+			if p.Percent <= 0 || p.Percent > 100 || p.Revision == "" {
 				return rollout{}
 			}
 			sum += p.Percent

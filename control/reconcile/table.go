@@ -98,6 +98,9 @@ func (t *table) setRoute(n name, e entry) (affected []string) {
 	}
 	for _, m := range t.byRoute[n] {
 		affected = t.mapLocked(m.name, affected)
+		if old.main == nil || e.main == nil {
+			affected = append(affected, m.name)
+		}
 	}
 	return affected
 }
