@@ -79,10 +79,10 @@ func (a *Agent) loadLeftovers() []*leftover {
 		a.cfg.Log.Error("cannot read the folder of instances", "err", err)
 		return nil
 	}
-	if len(entries) == 0 {
-		return nil
+	var marked map[string][]process.Identity
+	if len(entries) > 0 {
+		marked, err = a.provider.Marked()
 	}
-	marked, err := a.provider.Marked()
 	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		a.cfg.Log.Warn("cannot look for processes of instances", "err", err)
 	}
@@ -105,6 +105,11 @@ func (a *Agent) loadLeftovers() []*leftover {
 		}
 		a.ended[id] = true // before running is set nobody else is here
 	}
+	keep := make(map[string]bool, len(found))
+	for _, l := range found {
+		keep[l.record.ID] = true
+	}
+	a.provider.Sweep(func(id string) bool { return keep[id] })
 	return found
 }
 
@@ -119,13 +124,15 @@ func (a *Agent) loadLeftover(id string, marked []process.Identity) (*leftover, e
 	}
 	var rec record
 	if err := readJSON(filepath.Join(dir, recordFile), &rec); err != nil {
-		a.provider.Discard(identity)
 		return nil, err
 	}
-	proc, err := a.provider.Adopt(identity)
+	rec.ID = id // the folder's name is what counts
+	proc, err := a.provider.Adopt(id, identity)
 	if err != nil {
-		a.provider.Discard(identity)
 		return nil, err
+	}
+	if err := writeIdentity(dir, proc.Identity()); err != nil {
+		a.cfg.Log.Warn("cannot note the process of an instance", "instance", id, "err", err)
 	}
 	if rec.Port != 0 {
 		a.ports.claim(rec.Port)

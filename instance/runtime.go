@@ -10,11 +10,11 @@ import (
 // come in behind it, which is why the agent itself knows no system call.
 type provider interface {
 	Start(*process.Spec) (running, error)
-	Adopt(process.Identity) (running, error)        // process.ErrGone when there is nothing to adopt
-	Discard(process.Identity)                       // removes what an ended instance left in the kernel
-	Marked() (map[string][]process.Identity, error) // living processes by instance id
-	KillStray(process.Identity)                     // ends one of them
-	Isolation() string                              // one line for people
+	Adopt(id string, p process.Identity) (running, error) // process.ErrGone when there is nothing to adopt
+	Sweep(keep func(id string) bool)                      // kills and removes what instances left in the kernel that are not to be kept
+	Marked() (map[string][]process.Identity, error)       // living processes by instance id
+	KillStray(process.Identity)                           // ends one of them
+	Isolation() string                                    // one line for people
 	Close()
 }
 
@@ -39,8 +39,8 @@ func (p processes) Start(s *process.Spec) (running, error) {
 	return proc, nil
 }
 
-func (p processes) Adopt(id process.Identity) (running, error) {
-	proc, err := p.Runtime.Adopt(id)
+func (p processes) Adopt(id string, i process.Identity) (running, error) {
+	proc, err := p.Runtime.Adopt(id, i)
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 )
 
 // ErrLocked says that another agent works in the data folder.
@@ -19,15 +20,27 @@ func lockDir(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("instance: %w", err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, syscall.EWOULDBLOCK) {
+	for deadline := time.Now().Add(lockPatience); ; time.Sleep(5 * time.Millisecond) {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		switch {
+		case err == nil:
+			return f, nil
+		case errors.Is(err, syscall.EINTR):
+			continue
+		case !errors.Is(err, syscall.EWOULDBLOCK):
+			f.Close()
+			return nil, fmt.Errorf("instance: lock %s: %w", dir, err)
+		case time.Now().After(deadline):
+			f.Close()
 			return nil, fmt.Errorf("instance: %s: %w", dir, ErrLocked)
 		}
-		return nil, fmt.Errorf("instance: lock %s: %w", dir, err)
 	}
-	return f, nil
 }
+
+// lockPatience is how long the lock of an agent that was killed is waited for. Children that it had forked and that had not
+// come to their exec yet still hold it, for some milliseconds; so whoever gets the lock also knows that every process of its
+// predecessor carries its marker by now.
+const lockPatience = time.Second
 
 // dup returns another descriptor of f under a new name, in blocking mode as programs expect of a socket that they are
 // given.

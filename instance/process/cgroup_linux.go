@@ -110,13 +110,8 @@ func write(dir, file, value string) error {
 
 // close removes the node's folders, unless instances are still in them.
 func (c *cgroups) close() {
-	if c == nil {
-		return
-	}
-	for _, dir := range append([]string{c.unified}, c.v1["memory"], c.v1["pids"]) {
-		if dir != "" {
-			_ = os.Remove(dir)
-		}
+	for _, dir := range c.trees() {
+		_ = os.Remove(dir)
 	}
 }
 
@@ -227,6 +222,46 @@ func (g *group) paths() []string {
 		return g.v1
 	}
 	return append([]string{g.unified}, g.v1...)
+}
+
+// trees lists the folders that have one group for each instance.
+func (c *cgroups) trees() []string {
+	if c == nil {
+		return nil
+	}
+	var dirs []string
+	for _, dir := range []string{c.unified, c.v1["memory"], c.v1["pids"]} {
+		if dir != "" {
+			dirs = append(dirs, dir)
+		}
+	}
+	return dirs
+}
+
+// find returns the groups that an instance has.
+func (c *cgroups) find(id string) []string {
+	var found []string
+	for _, tree := range c.trees() {
+		dir := filepath.Join(tree, id)
+		if _, err := os.Stat(dir); err == nil {
+			found = append(found, dir)
+		}
+	}
+	return found
+}
+
+// sweep kills and removes the groups that keep does not name.
+func (c *cgroups) sweep(keep func(id string) bool) {
+	for _, tree := range c.trees() {
+		entries, _ := os.ReadDir(tree)
+		for _, e := range entries {
+			if e.IsDir() && !keep(e.Name()) {
+				g := openGroup([]string{filepath.Join(tree, e.Name())})
+				g.kill()
+				g.remove()
+			}
+		}
+	}
 }
 
 // openGroup is the inverse of paths.

@@ -124,8 +124,8 @@ func stampPID(pid int) error {
 	return syscall.PtraceDetach(pid)
 }
 
-// Adopt takes hold of a process that an earlier agent started.
-func (rt *Runtime) Adopt(id Identity) (*Process, error) {
+// Adopt takes hold of a process that an earlier agent started for the given instance; ErrGone when it has ended.
+func (rt *Runtime) Adopt(instance string, id Identity) (*Process, error) {
 	if id.PID <= 1 || id.Boot != rt.boot {
 		return nil, ErrGone
 	}
@@ -146,19 +146,16 @@ func (rt *Runtime) Adopt(id Identity) (*Process, error) {
 		}
 		return nil, ErrGone
 	}
+	if len(id.Cgroups) == 0 { // found by its marker
+		id.Cgroups = rt.groups.find(instance)
+	}
 	p := &Process{id: id, pidfd: fd, group: openGroup(id.Cgroups), log: rt.log, done: make(chan struct{})}
 	go p.wait()
 	return p, nil
 }
 
-// Discard removes what a process that has ended left behind outside its folder, and kills what is left in its cgroup.
-func (rt *Runtime) Discard(id Identity) {
-	if id.Boot == rt.boot {
-		g := openGroup(id.Cgroups)
-		g.kill()
-		g.remove()
-	}
-}
+// Sweep kills and removes the groups of instances that keep does not name: what an agent was killed in the middle of.
+func (rt *Runtime) Sweep(keep func(instance string) bool) { rt.groups.sweep(keep) }
 
 // Listener returns a copy of the process's fd 3 if that is a socket listening at addr, else nil. An adopted process is
 // asked for it, so that connections waiting in its accept queue can be kept through a crash after adoption too.

@@ -51,7 +51,7 @@ func (p *Process) wait() {
 
 // Adopt is not supported here: a process that is not a child cannot be waited for. What is left of a predecessor is ended:
 // the process group is killed if its leader began when the record says.
-func (rt *Runtime) Adopt(id Identity) (*Process, error) {
+func (rt *Runtime) Adopt(_ string, id Identity) (*Process, error) {
 	if id.PID <= 1 {
 		return nil, ErrGone
 	}
@@ -67,8 +67,8 @@ func (rt *Runtime) Adopt(id Identity) (*Process, error) {
 	return nil, fmt.Errorf("adopting a process is not supported on this system, process %d was ended: %w", id.PID, errors.ErrUnsupported)
 }
 
-// Discard does nothing here.
-func (rt *Runtime) Discard(Identity) {}
+// Sweep does nothing here.
+func (rt *Runtime) Sweep(func(string) bool) {}
 
 // Listener returns nil: sockets of other processes cannot be had here.
 func (p *Process) Listener(string) *os.File { return nil }
