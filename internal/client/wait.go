@@ -57,85 +57,106 @@ type WaitOptions struct {
 // WaitReady waits until an object is ready and returns it, or a *NotReadyError. A server that goes away meanwhile is an
 // error at once; a watch that ends is opened again.
 func (c *Client) WaitReady(ctx context.Context, k *api.Kind, ns, name string, w WaitOptions) (api.Object, error) {
-	var last api.Condition
+	if w.Settle == 0 {
+		w.Settle = time.Second
+	}
 	outer := ctx
 	if w.Timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, w.Timeout)
 		defer cancel()
 	}
-	if w.Settle == 0 {
-		w.Settle = time.Second
-	}
-	failedSince := time.Time{}
+	wait := waiter{client: c, kind: k, options: w}
 	for {
 		o, err := c.Get(ctx, k, ns, name)
-		if err != nil {
-			return nil, waitError(outer, ctx, err, k, name, last)
+		if err == nil {
+			o, err = wait.follow(ctx, o)
 		}
-		for {
-			now := Readiness(o)
-			if now != last && w.Progress != nil {
-				w.Progress(now)
-			}
-			last = now
-			if now.Status == api.True {
-				return o, nil
-			}
-			if now.Status != api.False {
-				failedSince = time.Time{}
-			} else if failedSince.IsZero() {
-				failedSince = time.Now()
-			}
-			next, err := c.nextChange(ctx, k, o, failedSince, w.Settle)
-			switch {
-			case errors.Is(err, errSettled):
-				return o, &NotReadyError{Kind: k.Singular, Name: name, Failed: true, Reason: now.Reason, Message: now.Message}
-			case errors.Is(err, ErrExpired), err == nil && next == nil:
-				// The watch ended; look again.
-			case err != nil:
-				return nil, waitError(outer, ctx, err, k, name, last)
-			default:
-				o = next
-				continue
-			}
-			break
+		switch {
+		case err == nil && o != nil:
+			return o, nil
+		case errors.Is(err, errSettled):
+			return o, &NotReadyError{Kind: k.Singular, Name: name, Failed: true, Reason: wait.last.Reason, Message: wait.last.Message}
+		case err != nil && !errors.Is(err, ErrExpired):
+			return nil, waitError(outer, ctx, err, k, name, wait.last)
 		}
-		// A server that ends each watch at once must not be asked in a tight loop.
+		// The watch ended before anything was decided. A server that ends each at once must not be asked in a tight loop.
 		select {
 		case <-ctx.Done():
-			return nil, waitError(outer, ctx, ctx.Err(), k, name, last)
+			return nil, waitError(outer, ctx, ctx.Err(), k, name, wait.last)
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }
 
+// errSettled says that Ready stayed False long enough to count.
 var errSettled = errors.New("the failure stayed")
 
-// nextChange waits for the next version of o; nil without an error if the watch ended. With failedSince set it waits no
-// longer than until the failure counts.
-func (c *Client) nextChange(ctx context.Context, k *api.Kind, o api.Object, failedSince time.Time, settle time.Duration) (api.Object, error) {
-	if !failedSince.IsZero() {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadlineCause(ctx, failedSince.Add(settle), errSettled)
-		defer cancel()
+// waiter is what WaitReady knows.
+type waiter struct {
+	client  *Client
+	kind    *api.Kind
+	options WaitOptions
+	last    api.Condition
+	failed  time.Time // since when Ready is False; zero = it is not
+}
+
+// see takes a state in and says whether it is the one that is waited for.
+func (w *waiter) see(o api.Object) bool {
+	now := Readiness(o)
+	if now != w.last && w.options.Progress != nil {
+		w.options.Progress(now)
 	}
-	m := o.Meta()
-	opts := WatchOptions{ListOptions: ListOptions{FieldSelector: "metadata.name=" + m.Name}, ResourceVersion: m.ResourceVersion}
-	for ev, err := range c.Watch(ctx, k, m.Namespace, opts) {
-		switch {
-		case context.Cause(ctx) == errSettled:
-			return nil, errSettled
-		case err != nil:
-			return nil, err
-		case ev.Type == "DELETED" && ev.Object.Meta().Name == m.Name:
-			return nil, &StatusError{Code: 404, Reason: "NotFound", Message: fmt.Sprintf("%s %q was deleted meanwhile", k.Singular, m.Name)}
-		case ev.Type != "BOOKMARK" && ev.Object.Meta().Name == m.Name:
-			return ev.Object, nil
+	w.last = now
+	switch {
+	case now.Status != api.False:
+		w.failed = time.Time{}
+	case w.failed.IsZero():
+		w.failed = time.Now()
+	}
+	return now.Status == api.True
+}
+
+// follow watches o until it is ready, which it then returns, or until its failure has settled (errSettled, with the state
+// that failed). It returns nil without an error when the watch ended before.
+func (w *waiter) follow(ctx context.Context, o api.Object) (api.Object, error) {
+	if w.see(o) {
+		return o, nil
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	// The timer runs while Ready is False; it ends the watch, which else would wait for a change that never comes.
+	settle := time.AfterFunc(time.Hour, func() { cancel(errSettled) })
+	defer settle.Stop()
+	arm := func() {
+		settle.Stop()
+		if !w.failed.IsZero() {
+			settle.Reset(max(0, w.options.Settle-time.Since(w.failed)))
 		}
 	}
-	if context.Cause(ctx) == errSettled {
-		return nil, errSettled
+	arm()
+	m := o.Meta()
+	opts := WatchOptions{ListOptions: ListOptions{FieldSelector: "metadata.name=" + m.Name}, ResourceVersion: m.ResourceVersion}
+	for ev, err := range w.client.Watch(ctx, w.kind, m.Namespace, opts) {
+		if errors.Is(context.Cause(ctx), errSettled) {
+			return o, errSettled
+		}
+		if err != nil {
+			return nil, err
+		}
+		if ev.Type == "BOOKMARK" || ev.Object.Meta().Name != m.Name {
+			continue
+		}
+		if ev.Type == "DELETED" {
+			return nil, &StatusError{Code: 404, Reason: "NotFound", Message: fmt.Sprintf("%s %q was deleted meanwhile", w.kind.Singular, m.Name)}
+		}
+		if o = ev.Object; w.see(o) {
+			return o, nil
+		}
+		arm()
+	}
+	if errors.Is(context.Cause(ctx), errSettled) {
+		return o, errSettled
 	}
 	return nil, ctx.Err()
 }
