@@ -166,7 +166,12 @@ func (r *revision) report(now time.Time, s endpoints.Stat) (float64, refusal) {
 	}
 	r.stable.Record(when, v)
 	r.panic.Record(when, v)
-	r.adopted = false
+	if r.adopted {
+		r.adopted = false
+		if r.memory.Panicking() { // the protection of a restart holds for a stable window with data
+			r.memory.PanicAt = now
+		}
+	}
 	if v > 0 {
 		r.sought = now
 	}
@@ -246,7 +251,7 @@ func (r *revision) hopeless(now time.Time) bool {
 func (r *revision) want(now time.Time) (int, Why) {
 	n, why := r.kpa, r.decision.Why
 	if r.asked != nil {
-		if m := r.asked.Max(now); m > n {
+		if m := r.asked.Max(now); m > max(0, n) {
 			n, why = m, WhyEvent
 		}
 	}

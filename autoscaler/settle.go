@@ -76,10 +76,10 @@ func Settle(now time.Time, p Policy, want int, s Standing, l Life) (Verdict, Lif
 	for {
 		v := l.verdict(now, p, want, s)
 		next := l.moved(now, p, v.Want, s)
-		if next.Activity == l.Activity {
+		if next.Activity == l.Activity || v.Order != unknown {
 			return v, next
 		}
-		l = next // becoming inactive, for example, may allow more at once
+		l = next // becoming inactive may allow the last step at once
 	}
 }
 
