@@ -78,7 +78,7 @@ func (b *body) read(p []byte) (int, error) {
 
 // arm sets the idle limit for the next read, never beyond the total one.
 func (b *body) arm() {
-	if b.f.cfg.Idle <= 0 || b.c.br.Buffered() > 0 {
+	if b.f.cfg.Idle <= 0 {
 		return
 	}
 	t := time.Now().Add(b.f.cfg.Idle)

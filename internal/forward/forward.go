@@ -328,7 +328,6 @@ func (u *upload) running() bool {
 // readHead reads the head of the answer, past interim ones.
 func (f *Forward) readHead(x *hop.Exchange, c *conn) error {
 	for range maxInterim {
-		x.Resp.Header.Reset()
 		x.Resp.Header.SetNoDefaultContentType(true)
 		if err := x.Resp.Header.Read(c.br); err != nil {
 			return err
@@ -347,10 +346,15 @@ func (f *Forward) headFailed(x *hop.Exchange, c *conn, up *upload, err error) er
 	switch {
 	case up != nil && up.client != nil:
 		return &hop.Error{Status: 400, Reason: hop.ReasonBadRequest, Message: "request body broke off: " + up.client.Error()}
-	case errors.Is(err, os.ErrDeadlineExceeded):
+	case timedOut(err):
 		return &hop.Error{Status: 504, Reason: hop.ReasonTimeout, Message: fmt.Sprintf("no answer from the function within %v", time.Since(x.Sent).Round(time.Millisecond))}
 	}
 	return broke(err)
+}
+
+// timedOut knows fasthttp's own error too, which hides the deadline that passed.
+func timedOut(err error) bool {
+	return errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, fasthttp.ErrTimeout)
 }
 
 func broke(err error) error {
@@ -383,7 +387,7 @@ func (f *Forward) answer(x *hop.Exchange, c *conn, up *upload) error {
 		return nil
 	}
 	b := bodies.Get().(*body)
-	*b = body{f: f, c: c, x: x, up: up, keep: keep && size != -2, left: int64(size), chunked: size == -1, untilClose: size == -2}
+	*b = body{f: f, c: c, x: x, up: up, keep: keep && size != -2, left: int64(max(size, 0)), chunked: size == -1, untilClose: size == -2}
 	if f.cfg.Total > 0 {
 		b.end = x.Sent.Add(f.cfg.Total)
 	}

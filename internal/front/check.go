@@ -15,7 +15,7 @@ func check(h *fasthttp.RequestHeader) error {
 		return &hop.Error{Status: status, Reason: reason, Message: msg}
 	}
 	if p := h.Protocol(); !bytes.Equal(p, []byte("HTTP/1.1")) && !bytes.Equal(p, []byte("HTTP/1.0")) {
-		return bad(505, hop.ReasonBadRequest, "HTTP version not supported: HTTP/1.0 and HTTP/1.1 are")
+		return bad(505, hop.ReasonBadRequest, "HTTP version not supported: 1.0 and 1.1 are")
 	}
 	if h.IsConnect() {
 		return bad(405, hop.ReasonMethod, "CONNECT is refused: this is not a forward proxy")

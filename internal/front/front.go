@@ -122,7 +122,7 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	c.begin()
 	x := exchanges.Get().(*hop.Exchange)
 	x.Req, x.Resp, x.Client, x.RemoteAddr, x.Arrived = &ctx.Request, &ctx.Response, c, c.RemoteAddr(), time.Now()
-	x.TLS = ctx.IsTLS()
+	x.TLS, x.HTTP10 = ctx.IsTLS(), !x.Req.Header.IsHTTP11()
 	if x.Req.IsBodyStream() {
 		x.BodySize = int64(x.Req.Header.ContentLength())
 		c.bodyIdle.Store(int64(s.cfg.BodyIdle))
@@ -153,7 +153,7 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 		s.upgrade(ctx, c, x)
 		return
 	}
-	if x.Resp.IsBodyStream() && x.Resp.Header.ContentLength() < 0 && !x.Req.Header.IsHTTP11() && !x.Resp.SkipBody {
+	if x.Resp.IsBodyStream() && x.Resp.Header.ContentLength() < 0 && x.HTTP10 && !x.Resp.SkipBody {
 		s.untilClose(ctx, x)
 		return
 	}

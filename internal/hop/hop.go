@@ -90,6 +90,7 @@ type Exchange struct {
 	Arrived    time.Time
 	RemoteAddr net.Addr
 	TLS        bool
+	HTTP10     bool // the client knows no chunks
 	Client     Client
 	BodySize   int64 // bytes that the request's body will have; -1 = not known, 0 = none
 
@@ -142,7 +143,7 @@ func (x *Exchange) Finished() bool { return x.state.Load() == 1 }
 func (x *Exchange) Reset() {
 	x.Req, x.Resp, x.RemoteAddr, x.Client, x.Hijack = nil, nil, nil, nil, nil
 	x.ID, x.Namespace, x.Service, x.Revision, x.Tag = "", "", "", "", ""
-	x.Arrived, x.Sent, x.TLS, x.BodySize = time.Time{}, time.Time{}, false, 0
+	x.Arrived, x.Sent, x.TLS, x.HTTP10, x.BodySize = time.Time{}, time.Time{}, false, false, 0
 	x.Proxied, x.Queued, x.Cold, x.BodyDone, x.Start = false, 0, false, false, endpoints.StartTimes{}
 	x.nfinish = 0
 	x.state.Store(0)
