@@ -172,7 +172,7 @@ func (l Life) last(now time.Time, p Policy, s Standing) Verdict {
 // moved is the life after a verdict. The thresholds are those of Knative's Active condition.
 func (l Life) moved(now time.Time, p Policy, want int, s Standing) Life {
 	mode := Serve
-	if want == 0 || s.ExcessBurstCapacity < 0 || want == unknown && l.Activity == Inactive {
+	if want == 0 || s.Ready == 0 || s.ExcessBurstCapacity < 0 || want == unknown && l.Activity == Inactive {
 		mode = Proxy
 	}
 	if mode != l.Mode {
