@@ -16,6 +16,7 @@ const memoryHistory = 64 << 10
 // memory is a Store without a server: one sorted slice of keys, one log of changes, one lock.
 type memory struct {
 	progress time.Duration
+	unread   int // bound of unread events of a watch
 
 	mu       sync.Mutex // guards the rest
 	keys     []entry    // sorted by key
@@ -44,6 +45,7 @@ type memoryWatcher struct {
 func Memory() Store {
 	return &memory{
 		progress: defaultProgress,
+		unread:   maxUnreadEvents,
 		rev:      1, // as etcd: the empty store is revision 1
 		floor:    1,
 		sessions: map[int64]*memorySession{},
@@ -193,7 +195,7 @@ func (m *memory) compactLocked(rev int64) {
 }
 
 func (m *memory) Watch(ctx context.Context, prefix string, from int64) (<-chan Event, func() error) {
-	w := &memoryWatcher{prefix: prefix, mailbox: newMailbox(maxUnreadEvents, maxUnreadBytes)}
+	w := &memoryWatcher{prefix: prefix, mailbox: newMailbox(m.unread, maxUnreadBytes)}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	err := m.usableLocked(ctx)

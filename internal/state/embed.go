@@ -1,0 +1,184 @@
+package state
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	"go.uber.org/zap/zapcore"
+)
+
+// Settings of the embedded server that are not the user's.
+const (
+	// A single member elects itself within two of these: they decide how fast the server starts. Each tick is a wake-up of a few
+	// microseconds.
+	tickMs     = 50
+	electionMs = 250
+	// etcd keeps the raft log of this many writes in memory, for followers that we do not have.
+	raftEntries = 1000
+	raftCatchUp = 100
+	// closeTimeout bounds the wait for a server that has failed; a healthy one needs a few milliseconds.
+	closeTimeout = 2 * time.Second
+)
+
+// memberURL names the one member in its own records. Nothing listens there and nothing is dialled.
+const memberURL = "http://127.0.0.1:2380"
+
+// server is an etcd in this process, without a socket: the client calls its functions.
+type server struct {
+	dir   string
+	lock  *os.File
+	etcd  *embed.Etcd
+	quiet atomic.Bool // its messages are of the start or the end, which need no attention
+
+	mu     sync.Mutex
+	failed error // why the server had to give up; guarded by mu
+}
+
+// openEmbedded starts the server in cfg.Dir and a store on it.
+func openEmbedded(ctx context.Context, cfg Config) (Store, error) {
+	dir, err := filepath.Abs(cfg.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDataDir, err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDataDir, err)
+	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	s := &server{dir: dir, lock: lock}
+	s.quiet.Store(true) // what matters of the start is in its error
+	if err := s.start(ctx, cfg); err != nil {
+		s.unlock()
+		return nil, err
+	}
+	return newEtcd(v3client.New(s.etcd.Server), cfg, s), nil // goes past the server's authentication: we are the server
+}
+
+func (s *server) config(cfg Config) *embed.Config {
+	e := embed.NewConfig()
+	e.Name = "thaw"
+	e.Dir = s.dir
+	e.ListenPeerUrls, e.ListenClientUrls = nil, nil
+	member, _ := url.Parse(memberURL)
+	e.AdvertisePeerUrls, e.AdvertiseClientUrls = []url.URL{*member}, []url.URL{*member}
+	e.InitialCluster = e.Name + "=" + memberURL
+	e.TickMs, e.ElectionMs = tickMs, electionMs
+	e.SnapshotCount, e.SnapshotCatchUpEntries = raftEntries, raftCatchUp
+	e.AutoCompactionMode, e.AutoCompactionRetention = embed.CompactorModeRevision, strconv.FormatInt(cfg.HistoryRevisions, 10)
+	e.QuotaBackendBytes = cfg.QuotaBytes
+	e.UnsafeNoFsync = cfg.NoSync
+	e.MaxRequestBytes = MaxValueBytes + 512<<10
+	e.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapTo(cfg.Log, &s.quiet, fatalHook{s}))
+	return e
+}
+
+// start returns when the server answers.
+//
+// etcd ends the process when it cannot read its files or cannot write any more. In a process that also carries traffic that must not
+// happen: the hook of the logger ends only the goroutine in question, and what follows is an error of every operation.
+func (s *server) start(ctx context.Context, cfg Config) error {
+	started := make(chan error, 1)
+	go func() { // ends with the start of the server, or by the hook
+		err := errors.New("the server gave up") // overwritten below; what remains after the hook
+		defer func() {
+			if r := recover(); r != nil {
+				err = fmt.Errorf("%v", r)
+			}
+			started <- err
+		}()
+		s.etcd, err = embed.StartEtcd(s.config(cfg))
+	}()
+	select {
+	case err := <-started:
+		if f := s.failure(); f != nil {
+			err = f
+		}
+		if err != nil {
+			return fmt.Errorf("%w: %s: %w", ErrDataDir, s.dir, err)
+		}
+	case <-ctx.Done():
+		return fmt.Errorf("start etcd in %s: %w", s.dir, context.Cause(ctx))
+	}
+	select {
+	case <-s.etcd.Server.ReadyNotify():
+		s.quiet.Store(false)
+		return nil
+	case <-s.etcd.Server.StopNotify():
+		return fmt.Errorf("%w: %s: the server stopped: %w", ErrDataDir, s.dir, s.failure())
+	case <-ctx.Done():
+		_ = s.stop()
+		return fmt.Errorf("start etcd in %s: %w", s.dir, context.Cause(ctx))
+	}
+}
+
+// failure is nil while the server is well.
+func (s *server) failure() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed
+}
+
+// close stops the server and lets the directory go.
+func (s *server) close() error {
+	defer s.unlock()
+	return s.stop()
+}
+
+func (s *server) stop() error {
+	s.quiet.Store(true)
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		s.etcd.Close()
+	}()
+	if s.failure() == nil {
+		<-stopped
+		return nil
+	}
+	select { // parts of a failed server may wait for each other for ever
+	case <-stopped:
+	case <-time.After(closeTimeout):
+	}
+	return s.failure()
+}
+
+func (s *server) unlock() { _ = s.lock.Close() }
+
+// fatalHook stands where etcd would end the process.
+type fatalHook struct{ server *server }
+
+// OnWrite notes the first reason and ends the goroutine that cannot go on.
+func (h fatalHook) OnWrite(e *zapcore.CheckedEntry, fields []zapcore.Field) {
+	s := h.server
+	s.mu.Lock()
+	if s.failed == nil {
+		s.failed = fmt.Errorf("%w: the embedded etcd gave up: %s%s", ErrUnavailable, e.Message, why(fields))
+	}
+	s.mu.Unlock()
+	runtime.Goexit()
+}
+
+// why is the error among the fields of a message.
+func why(fields []zapcore.Field) string {
+	var b strings.Builder
+	for _, f := range fields {
+		if err, ok := f.Interface.(error); ok {
+			fmt.Fprintf(&b, ": %v", err)
+		}
+	}
+	return b.String()
+}
