@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/thawrun/thaw/api"
@@ -54,7 +56,12 @@ func writeJSON(file string, v any) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(file, b, 0o644)
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_TRUNC, 0) // it is there, empty
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Close())
 }
 
 func readJSON(file string, v any) error {
@@ -67,6 +74,7 @@ func readJSON(file string, v any) error {
 
 // leftover is a running instance of a predecessor.
 type leftover struct {
+	folder string
 	record record
 	proc   running
 }
@@ -88,22 +96,27 @@ func (a *Agent) loadLeftovers() []*leftover {
 	}
 	var found []*leftover
 	for _, e := range entries {
-		id := e.Name()
-		l, err := a.loadLeftover(id, marked[id])
+		folder := e.Name()
+		id := "" // the marker that ends in the folder's name
+		for marker := range marked {
+			if strings.HasSuffix(marker, "-"+folder) {
+				id = marker
+			}
+		}
+		l, err := a.loadLeftover(folder, marked[id])
 		if err == nil {
 			found = append(found, l)
 			continue
 		}
 		if !errors.Is(err, process.ErrGone) {
-			a.cfg.Log.Warn("an instance of the last run is ended", "instance", id, "err", err)
+			a.cfg.Log.Warn("an instance of the last run is ended", "folder", folder, "err", err)
 		}
 		for _, stray := range marked[id] {
 			a.provider.KillStray(stray)
 		}
-		if err := os.RemoveAll(a.dir(id)); err != nil {
-			a.cfg.Log.Warn("cannot remove the folder of an instance", "instance", id, "err", err)
+		if err := os.RemoveAll(a.dir(folder)); err != nil {
+			a.cfg.Log.Warn("cannot remove the folder of an instance", "folder", folder, "err", err)
 		}
-		a.ended[id] = true // before running is set nobody else is here
 	}
 	keep := make(map[string]bool, len(found))
 	for _, l := range found {
@@ -113,12 +126,12 @@ func (a *Agent) loadLeftovers() []*leftover {
 	return found
 }
 
-func (a *Agent) loadLeftover(id string, marked []process.Identity) (*leftover, error) {
-	dir := a.dir(id)
+func (a *Agent) loadLeftover(folder string, marked []process.Identity) (*leftover, error) {
+	dir := a.dir(folder)
 	var identity process.Identity
 	if err := readJSON(filepath.Join(dir, identityFile), &identity); err != nil {
 		if len(marked) == 0 {
-			return nil, process.ErrGone // never got as far as a process
+			return nil, process.ErrGone // was never used, or never got as far as a process
 		}
 		identity = marked[0]
 	}
@@ -126,19 +139,26 @@ func (a *Agent) loadLeftover(id string, marked []process.Identity) (*leftover, e
 	if err := readJSON(filepath.Join(dir, recordFile), &rec); err != nil {
 		return nil, err
 	}
-	rec.ID = id // the folder's name is what counts
-	proc, err := a.provider.Adopt(id, identity)
+	if !strings.HasSuffix(rec.ID, "-"+folder) || rec.ID != filepath.Base(rec.ID) {
+		return nil, fmt.Errorf("its record is of another instance, %q", rec.ID)
+	}
+	proc, err := a.provider.Adopt(rec.ID, identity)
 	if err != nil {
 		return nil, err
 	}
 	if err := writeIdentity(dir, proc.Identity()); err != nil {
-		a.cfg.Log.Warn("cannot note the process of an instance", "instance", id, "err", err)
+		a.cfg.Log.Warn("cannot note the process of an instance", "instance", rec.ID, "err", err)
 	}
 	if rec.Port != 0 {
 		a.ports.claim(rec.Port)
 	}
-	a.logs.Track(logs.Key{Namespace: rec.Namespace, Revision: rec.Revision, Instance: id})
-	return &leftover{record: rec, proc: proc}, nil
+	k := logs.Key{Namespace: rec.Namespace, Revision: rec.Revision, Instance: rec.ID}
+	if _, err := os.Stat(filepath.Join(dir, stdoutFile)); err == nil {
+		a.placeLogs(k, "", dir) // the agent was killed before it could; SetRevision tells the service
+	} else {
+		a.logs.Track(k)
+	}
+	return &leftover{folder: folder, record: rec, proc: proc}, nil
 }
 
 // claimLeftoversLocked makes leftovers of a known revision its instances and ends those that nobody wants.
@@ -152,7 +172,7 @@ func (a *Agent) claimLeftoversLocked(r *revision) {
 			continue
 		}
 		in := &instance{
-			id: l.record.ID, rev: r, plan: r.plan, made: l.record.Made, stop: make(chan struct{}),
+			id: l.record.ID, folder: l.folder, rev: r, plan: r.plan, made: l.record.Made, stop: make(chan struct{}),
 			addr: l.record.Addr, adopted: true, state: endpoints.Starting, proc: l.proc, port: l.record.Port,
 		}
 		r.instances = append(r.instances, in)
@@ -160,7 +180,7 @@ func (a *Agent) claimLeftoversLocked(r *revision) {
 			if in.plan.socket {
 				in.listener = in.proc.Listener(in.addr)
 			}
-			_, in.env = in.plan.environ(in.portNumber(), filepath.Join(a.dir(in.id), "tmp"))
+			_, in.env = in.plan.environ(in.portNumber(), filepath.Join(a.dir(in.folder), "tmp"))
 			a.addSidecar(in)
 			a.tend(in, func() {})
 		})
@@ -179,7 +199,7 @@ func (a *Agent) endLeftoverLocked(l *leftover) {
 			a.ports.put(l.record.Port)
 		}
 		a.logs.Ended(logs.Key{Namespace: l.record.Namespace, Revision: l.record.Revision, Instance: l.record.ID})
-		if err := os.RemoveAll(a.dir(l.record.ID)); err != nil {
+		if err := os.RemoveAll(a.dir(l.folder)); err != nil {
 			a.cfg.Log.Warn("cannot remove the folder of an instance", "instance", l.record.ID, "err", err)
 		}
 		a.mu.Lock()

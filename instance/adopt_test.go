@@ -142,10 +142,10 @@ func TestKilledAgentsInstancesAreAdopted(t *testing.T) {
 			}
 			first.kill()
 			// An intent without a process, a torn record, and a process whose pid was never written down.
-			os.Mkdir(filepath.Join(dir, "instances", "keep-00001-never"), 0o755)
-			os.Mkdir(filepath.Join(dir, "instances", "keep-00001-torn"), 0o755)
-			os.WriteFile(filepath.Join(dir, "instances", "keep-00001-torn", recordFile), []byte("{"), 0o644)
-			if err := os.Remove(filepath.Join(dir, "instances", before.Instances[2].ID, identityFile)); err != nil {
+			os.Mkdir(filepath.Join(dir, "instances", "never"), 0o755)
+			os.Mkdir(filepath.Join(dir, "instances", "torn"), 0o755)
+			os.WriteFile(filepath.Join(dir, "instances", "torn", recordFile), []byte("{"), 0o644)
+			if err := os.Remove(filepath.Join(dir, "instances", folderOf(before.Instances[2].ID), identityFile)); err != nil {
 				t.Fatal(err)
 			}
 
@@ -223,7 +223,7 @@ func TestForeignProcessIsNotAdopted(t *testing.T) {
 	}
 	defer stranger.Wait()
 	defer stranger.Process.Kill()
-	inst := filepath.Join(dir, "instances", "x-00001-aaaaaaaaaa")
+	inst := filepath.Join(dir, "instances", "aaaaaaaaaa")
 	os.MkdirAll(inst, 0o755)
 	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	os.WriteFile(filepath.Join(inst, recordFile), []byte(`{"id":"x-00001-aaaaaaaaaa","namespace":"default","revision":"x-00001","uid":"uid-x-00001","addr":"127.0.0.1:1"}`), 0o644)
@@ -241,3 +241,5 @@ func TestForeignProcessIsNotAdopted(t *testing.T) {
 		t.Errorf("the stranger was killed: %v", err)
 	}
 }
+
+func folderOf(id string) string { return id[strings.LastIndexByte(id, '-')+1:] }

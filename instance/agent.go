@@ -44,6 +44,7 @@ type Agent struct {
 	packages *code.Packages
 	logs     *logs.Store
 	ports    *ports
+	berths   *berths
 	lock     *os.File
 	slots    chan struct{} // one token for each start in progress
 
@@ -95,6 +96,7 @@ func New(cfg Config) (*Agent, error) {
 		ended:     map[string]bool{},
 	}
 	a.delivered.L = &a.mu
+	a.berths = newBerths(a.dir(""), func() bool { return len(a.slots) > 0 })
 	a.endDrain, a.stopDrain = context.WithCancel(context.Background())
 	a.endGrace, a.stopGrace = context.WithCancel(context.Background())
 	if err := a.open(); err != nil {
@@ -156,12 +158,13 @@ func (a *Agent) Run(ctx context.Context) error {
 	helpers, stopHelpers := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = a.logs.Run(helpers) })
-	wg.Go(func() { a.ports.run(helpers) })
 	wg.Go(func() { a.sweeper(helpers) })
 	defer wg.Wait()
 	defer stopHelpers()
 
 	found := a.loadLeftovers()
+	wg.Go(func() { a.ports.run(helpers) })
+	wg.Go(func() { a.berths.run(helpers) }) // after loadLeftovers, which removes what it does not know
 	a.mu.Lock()
 	a.running = true
 	for _, l := range found {

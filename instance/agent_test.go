@@ -35,7 +35,7 @@ func TestRuntimeContract(t *testing.T) {
 	_, port, _ := net.SplitHostPort(in.Addr)
 
 	env := strings.Split(get(t, in.Addr, "/env"), "\n")
-	tmp := filepath.Join(r.dir, "instances", in.ID, "tmp")
+	tmp := filepath.Join(r.dir, "instances", folderOf(in.ID), "tmp")
 	for _, want := range []string{
 		"PORT=" + port, "K_SERVICE=svc", "K_CONFIGURATION=cfg", "K_REVISION=hello-00001",
 		"HOME=" + tmp, "TMPDIR=" + tmp, "PATH=" + os.Getenv("PATH"), "THAW_INSTANCE=" + in.ID,

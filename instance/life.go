@@ -2,13 +2,11 @@ package instance
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -20,11 +18,12 @@ import (
 // instance is one copy of a revision, from the order until it is gone.
 type instance struct {
 	// static
-	id   string
-	rev  *revision
-	plan *plan // of a new instance changed once, before its start, under Agent.mu
-	made time.Time
-	stop chan struct{} // closed by stopLocked, under Agent.mu
+	id     string
+	folder string // name of its folder under instances/
+	rev    *revision
+	plan   *plan // of a new instance changed once, before its start, under Agent.mu
+	made   time.Time
+	stop   chan struct{} // closed by stopLocked, under Agent.mu
 
 	// guarded by Agent.mu
 	state    endpoints.State
@@ -37,6 +36,7 @@ type instance struct {
 	sidecar  Sidecar
 
 	// owned by the instance's goroutine
+	berth    *berth // nil = to be made, or given back
 	proc     running
 	port     int      // to be given back; 0 = none
 	listener *os.File // our copy of the socket on its fd 3
@@ -52,8 +52,15 @@ var (
 // newInstanceLocked orders an instance. Its goroutine does the rest.
 func (a *Agent) newInstanceLocked(r *revision) *instance {
 	_, name := r.id.Split()
+	b := a.berths.take()
+	folder := ""
+	if b != nil {
+		folder = b.name
+	} else {
+		folder = a.berths.newName()
+	}
 	in := &instance{
-		id: name + "-" + strings.ToLower(rand.Text()[:10]), rev: r, plan: r.plan, made: time.Now(), stop: make(chan struct{}),
+		id: name + "-" + folder, folder: folder, berth: b, rev: r, plan: r.plan, made: time.Now(), stop: make(chan struct{}),
 		start: endpoints.StartTimes{Decided: r.decided, Placed: r.placed},
 	}
 	if in.start.Placed.IsZero() {
@@ -94,7 +101,7 @@ func (in *instance) logKey() logs.Key {
 	return logs.Key{Namespace: ns, Revision: name, Instance: in.id}
 }
 
-func (a *Agent) dir(id string) string { return filepath.Join(a.cfg.Dir, "instances", id) }
+func (a *Agent) dir(folder string) string { return filepath.Join(a.cfg.Dir, "instances", folder) }
 
 // live is the whole life of a new instance.
 func (a *Agent) live(in *instance) {
@@ -142,29 +149,22 @@ func (a *Agent) launch(in *instance) error {
 	if err := a.bind(in); err != nil {
 		return err
 	}
-	dir := a.dir(in.id)
-	home := filepath.Join(dir, "tmp")
-	// The folder's existence is the intent: from here on, a process that carries this id is ours to adopt or to end.
-	if err := os.Mkdir(dir, 0o755); err != nil {
+	if in.berth == nil {
+		var err error
+		if in.berth, err = a.berths.build(in.folder); err != nil {
+			return err
+		}
+	}
+	b := in.berth
+	// From here on, a process that carries this id is ours to adopt or to end.
+	if err := writeRecord(b.dir, newRecord(in)); err != nil {
 		return err
 	}
-	if err := os.Mkdir(home, 0o700); err != nil {
-		return err
-	}
-	if err := writeRecord(dir, newRecord(in)); err != nil {
-		return err
-	}
-	stdout, stderr, err := a.logs.Open(in.logKey())
-	if err != nil {
-		return err
-	}
-	defer stdout.Close()
-	defer stderr.Close()
-	argv, env := p.environ(in.portNumber(), home)
+	argv, env := p.environ(in.portNumber(), b.home())
 	in.env = env
 	proc, err := a.provider.Start(&process.Spec{
 		ID: in.id, Path: p.program, Argv: argv, Env: env, Dir: p.dir,
-		Stdout: stdout, Stderr: stderr, Listener: in.listener, Limits: p.limits,
+		Stdout: b.stdout, Stderr: b.stderr, Listener: in.listener, Limits: p.limits,
 	})
 	if err != nil {
 		return err
@@ -176,11 +176,21 @@ func (a *Agent) launch(in *instance) error {
 	in.start.Code, in.start.Exec = coded, started
 	a.unlock()
 	// If we are killed before this is written, the process is found by its marker.
-	if err := writeIdentity(dir, proc.Identity()); err != nil {
+	if err := writeIdentity(b.dir, proc.Identity()); err != nil {
 		a.cfg.Log.Warn("cannot note the process of an instance", "instance", in.id, "err", err)
 	}
+	b.close()
+	a.placeLogs(in.logKey(), p.rev.ServiceName(), b.dir)
 	a.addSidecar(in)
 	return nil
+}
+
+// placeLogs moves the files that an instance writes to from its folder to the logs, where they stay when it has gone.
+func (a *Agent) placeLogs(k logs.Key, service, dir string) {
+	err := a.logs.Place(k, service, filepath.Join(dir, stdoutFile), filepath.Join(dir, stderrFile))
+	if err != nil {
+		a.cfg.Log.Warn("the output of an instance cannot be kept", "instance", k.Instance, "err", err)
+	}
 }
 
 // planAgain looks for the code once more: what was missing may be there by now, and a file that was only touched still has
@@ -412,11 +422,14 @@ func (a *Agent) gone(in *instance, why *failure) {
 	if sidecar != nil {
 		sidecar.Close()
 	}
+	if in.berth != nil {
+		in.berth.close()
+	}
 	if in.port != 0 {
 		a.ports.put(in.port)
 	}
 	a.logs.Ended(in.logKey())
-	if err := os.RemoveAll(a.dir(in.id)); err != nil {
+	if err := os.RemoveAll(a.dir(in.folder)); err != nil {
 		a.cfg.Log.Warn("cannot remove the folder of an instance", "instance", in.id, "err", err)
 	}
 	select {

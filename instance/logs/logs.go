@@ -111,7 +111,7 @@ func (s *Store) path(k Key, stream string) string {
 	return filepath.Join(s.cfg.Dir, k.Namespace, k.Revision, k.Instance+"."+stream+".log")
 }
 
-// serviceFile holds the name of the service that a revision belongs to.
+// serviceFile, in a revision's folder, holds the name of the service that a revision belongs to.
 const serviceFile = "service"
 
 // SetRevision makes the folder of a revision's logs ahead of its first instance and notes its service.
@@ -129,23 +129,25 @@ func (s *Store) SetRevision(namespace, revision, service string) error {
 	return nil
 }
 
-// Open makes the two files of a new instance. The caller hands them to the process and closes its own copies.
-func (s *Store) Open(k Key) (stdout, stderr *os.File, err error) {
-	var fs [2]*os.File
-	for i, stream := range streams {
-		fs[i], err = os.OpenFile(s.path(k, stream), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-		if err != nil {
-			if i == 1 {
-				fs[0].Close()
+// Place moves the two files that a new instance writes to, which must be on the same file system, to the logs and begins to
+// look after them.
+func (s *Store) Place(k Key, service, stdout, stderr string) error {
+	for i, from := range []string{stdout, stderr} {
+		err := os.Rename(from, s.path(k, streams[i]))
+		if errors.Is(err, os.ErrNotExist) { // the folder was cleaned up meanwhile
+			if err = s.SetRevision(k.Namespace, k.Revision, service); err == nil {
+				err = os.Rename(from, s.path(k, streams[i]))
 			}
-			return nil, nil, fmt.Errorf("logs: %w", err)
+		}
+		if err != nil {
+			return fmt.Errorf("logs: %w", err)
 		}
 	}
 	s.Track(k)
-	return fs[0], fs[1], nil
+	return nil
 }
 
-// Track begins to look after the files of a running instance; Open does it, and whoever adopts an instance must.
+// Track begins to look after the files of a running instance; Place does it, and whoever adopts an instance must.
 func (s *Store) Track(k Key) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -347,6 +349,7 @@ func (s *Store) clean(now time.Time) error {
 		all = append(all, e)
 	}
 	sort.Slice(all, func(i, j int) bool { return all[i].last.After(all[j].last) })
+	s.removeEmpty(now)
 	var total int64
 	count, bytes := map[string]int{}, map[string]int64{}
 	for _, e := range all {
@@ -363,6 +366,22 @@ func (s *Store) clean(now time.Time) error {
 		}
 	}
 	return nil
+}
+
+// removeEmpty deletes folders of revisions that have had no logs for as long as logs are kept. A revision that is still in use
+// gets its folder back with its next instance.
+func (s *Store) removeEmpty(now time.Time) {
+	dirs, _ := filepath.Glob(filepath.Join(s.cfg.Dir, "*", "*"))
+	for _, dir := range dirs {
+		fi, err := os.Stat(dir)
+		if err != nil || now.Sub(fi.ModTime()) < s.cfg.KeepFor {
+			continue
+		}
+		if entries, err := os.ReadDir(dir); err == nil && (len(entries) == 0 || len(entries) == 1 && entries[0].Name() == serviceFile) {
+			_ = os.Remove(filepath.Join(dir, serviceFile))
+			_ = os.Remove(dir) // fails when something has been put there since
+		}
+	}
 }
 
 // parseName takes INSTANCE.STREAM.log or one of its companions apart; current is the name of the file being written.
