@@ -23,7 +23,8 @@ import (
 
 // annotationSource is put on the template by deploy --exec: the digest of the program and of the files among its arguments.
 // A program that was built anew has the same path, so without it the server could not tell that there is something to deploy.
-const annotationSource = "client.thaw.run/source"
+// The group is the one that kn puts its own notes under; the server does not look at it.
+const annotationSource = "client.knative.dev/source"
 
 type deployFlags struct {
 	exec, dir, image string

@@ -53,7 +53,7 @@ is 400 or above.`,
 	s.namespaceFlag(cmd)
 	f := cmd.Flags()
 	f.StringVarP(&v.method, "method", "X", "", "method (default GET, POST with -d)")
-	f.StringVarP(&v.data, "data", "d", "", "body; @FILE = from a file, @- = from standard input")
+	f.StringVarP(&v.data, "body", "d", "", "body; @FILE = from a file, @- = from standard input")
 	f.StringArrayVarP(&v.headers, "header", "H", nil, "header 'Name: value'; may be repeated")
 	f.StringVar(&v.path, "path", "/", "path, with a query if there is one")
 	f.StringVar(&v.tag, "tag", "", "send it to the target with this tag")

@@ -86,6 +86,9 @@ func versionCommand(env *Env) *cobra.Command {
 		Short: "Print the version of this program",
 		Args:  exactArgs(),
 		RunE: func(*cobra.Command, []string) error {
+			if err := s.checkOutput(); err != nil {
+				return err
+			}
 			if s.structured() {
 				return s.print(map[string]string{"version": s.Version, "go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH})
 			}

@@ -203,12 +203,18 @@ func (s *session) outputFlag(cmd *cobra.Command, wide bool) {
 	cmd.Flags().StringVarP(&s.output, "output", "o", "", "print as "+formats)
 }
 
-// open makes the client. Verbs call it first, after the checks that need no server.
-func (s *session) open() error {
+func (s *session) checkOutput() error {
 	switch s.output {
 	case "", "json", "yaml", "wide":
-	default:
-		return usage("unknown output format %q; known are json, yaml and wide", s.output)
+		return nil
+	}
+	return usage("unknown output format %q; known are json, yaml and wide", s.output)
+}
+
+// open makes the client. Verbs call it first, after the checks that need no server.
+func (s *session) open() error {
+	if err := s.checkOutput(); err != nil {
+		return err
 	}
 	c, err := client.Discover(s.api, s.data, s.Getenv)
 	if err != nil {
