@@ -390,6 +390,26 @@ func TestCrashBackOff(t *testing.T) {
 	})
 }
 
+// The averages see the same load as the events and are held back in the same way.
+func TestCrashHoldsTheTickBack(t *testing.T) {
+	inWorld(t, DefaultConfig(), healthy(testRevision("r", nil, 10)), func(w *world) {
+		w.failure = &endpoints.Failure{Reason: "ExitCode1", Count: 3, At: time.Now(), Until: time.Now().Add(time.Hour)}
+		w.set(w.rev)
+		w.observe()
+		w.demand(1000, 0)
+		w.load = 1000
+		w.until(seconds(20))
+		w.expect(order{at: 0, n: 1})
+		if s := w.status(); !s.PanicMode || !s.Why.Has(WhyBackOff) {
+			t.Errorf("%+v", s)
+		}
+		w.failure, w.ready = nil, 1
+		w.observe()
+		w.wait()
+		w.expect(order{at: seconds(20), n: 143})
+	})
+}
+
 // Without a failure the same demands order everything at once: the control of the test above.
 func TestNoBackOff(t *testing.T) {
 	inWorld(t, DefaultConfig(), healthy(testRevision("r", nil, 10)), func(w *world) {

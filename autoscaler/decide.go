@@ -168,14 +168,16 @@ func Activators(p Policy, ready int) int {
 
 // Need is the size of an event: how many instances a queue of waiting requests and those running already would fill at the
 // target. More instances than requests would be of no use to them, so a target below 1 (utilization of a hard limit of 1)
-// does not start two instances for one request. 0 when there is nothing to do.
-func Need(p Policy, waiting, running int) int {
+// does not start two instances for one request. max-scale-up-rate and activation-scale hold as they do in Decide. 0 when there is
+// nothing to do.
+func Need(p Policy, waiting, running, ready int) int {
 	requests := max(0, waiting) + max(0, running)
 	if requests == 0 {
 		return 0
 	}
-	n := toInt(math.Ceil(float64(requests) / p.EventTarget))
-	return max(1, min(n, requests), p.ActivationScale)
+	n := math.Min(math.Ceil(float64(requests)/p.EventTarget), float64(requests))
+	n = math.Min(n, limitsOf(p, math.Max(1, float64(ready))).up)
+	return max(1, toInt(n), p.ActivationScale)
 }
 
 // toInt cuts to what an int32 holds: scales are int32 in the API.

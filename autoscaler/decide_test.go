@@ -95,7 +95,11 @@ func TestNeed(t *testing.T) {
 	for _, c := range []struct {
 		hardLimit, waiting, running, want int
 		annotations                       map[string]string
+		ready                             int
+		rate                              float64
 	}{
+		{hardLimit: 10, waiting: 1000, want: 2, rate: 2},
+		{hardLimit: 10, waiting: 1000, want: 6, rate: 2, ready: 3},
 		{hardLimit: 10, waiting: 1000, want: 143},
 		{hardLimit: 10, waiting: 1, want: 1},
 		{hardLimit: 10, waiting: 5, running: 10, want: 3},
@@ -108,7 +112,11 @@ func TestNeed(t *testing.T) {
 		{hardLimit: 10, waiting: 100, want: 15, annotations: map[string]string{"autoscaling.knative.dev/metric": "rps"}},
 		{hardLimit: 10, waiting: 100, want: 20, annotations: map[string]string{"autoscaling.knative.dev/target": "5", "autoscaling.knative.dev/target-utilization-percentage": "100"}},
 	} {
-		if got := Need(policy(t, c.annotations, c.hardLimit), c.waiting, c.running); got != c.want {
+		p := policy(t, c.annotations, c.hardLimit)
+		if c.rate > 0 {
+			p.MaxScaleUpRate = c.rate
+		}
+		if got := Need(p, c.waiting, c.running, c.ready); got != c.want {
 			t.Errorf("limit %d, %d waiting, %d running, %v: %d, want %d", c.hardLimit, c.waiting, c.running, c.annotations, got, c.want)
 		}
 	}

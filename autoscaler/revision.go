@@ -222,7 +222,7 @@ func (r *revision) decide(now time.Time) {
 // seek notes a demand and says how many instances it asks for; 0 = there is none.
 func (r *revision) seek(now time.Time, d endpoints.Demand) int {
 	r.demand, r.capped = d, false
-	need := Need(r.policy, d.Waiting, d.Running)
+	need := Need(r.policy, d.Waiting, d.Running, r.ready)
 	if need == 0 {
 		return 0
 	}
@@ -230,8 +230,8 @@ func (r *revision) seek(now time.Time, d endpoints.Demand) int {
 	switch {
 	case !r.policy.EventDriven: // Knative: a first request asks for one instance
 		return 1
-	case r.failure != nil && r.ready == 0:
-		// The last start failed. One instance tries on, at the pace of its back-off; when it gets ready, the rest follows.
+	case r.failing():
+		// Not remembered: the queue is refused while starts fail, and is not there any more when they succeed again.
 		if least := max(1, r.ordered); need > least {
 			need, r.capped = least, true
 		}
@@ -241,6 +241,10 @@ func (r *revision) seek(now time.Time, d endpoints.Demand) int {
 	}
 	return need
 }
+
+// failing says that the last start failed and nothing is ready: one instance (or what was ordered before) tries on, at the
+// pace of its back-off; more of them would fail the same way. When one gets ready, the rest follows.
+func (r *revision) failing() bool { return r.failure != nil && r.ready == 0 }
 
 // hopeless says that starts fail and nobody has asked for a stable window: there is no one left to try for.
 func (r *revision) hopeless(now time.Time) bool {
@@ -277,6 +281,9 @@ func (r *revision) settle(now time.Time) int {
 		n, r.verdict.Why = r.live(), r.verdict.Why|WhyAdopted
 	} else if r.adopted && n < r.ordered {
 		n = unknown
+	}
+	if least := max(1, r.ordered); r.failing() && n > least {
+		n, r.verdict.Why = least, r.verdict.Why|WhyBackOff
 	}
 	if now.Before(r.wait) {
 		r.verdict.Wake = earlier(r.verdict.Wake, r.wait)
