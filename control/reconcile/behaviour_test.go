@@ -437,11 +437,11 @@ func TestGarbage(t *testing.T) {
 			rev("a", 99*h, 99*h, state("active")), rev("p", 99*h, 99*h, state("pending")), rev("n", 99*h, 99*h, noGC),
 			rev("ready", 99*h, 99*h), rev("made", 99*h, 99*h), rev("kept", 99*h, 99*h)}, "", 0, 0},
 		{"the cap takes young ones, too", DefaultGC, append(many(20), func() (all []*api.Revision) {
-			for i := range 1000 {
+			for i := range 1005 {
 				all = append(all, rev(fmt.Sprintf("y%04d", i), time.Duration(47*60-i)*time.Minute, 0))
 			}
 			return all
-		}()...), "r0000..r0019", 20, h},
+		}()...), "r0000..y0004", 25, 15 * h},
 		{"no ages: only the cap", none, many(5), "r0000..r0002", 3, 0},
 		{"no cap", GC{RetainSinceCreate: -1, RetainSinceLastActive: -1, MaxIdle: -1}, many(50), "", 0, 0},
 		{"disabled", GC{Disabled: true}, many(50), "", 0, 0},

@@ -568,7 +568,9 @@ func TestClusterLocalVisibility(t *testing.T) {
 			t.Errorf("hosts %v", got)
 		}
 		h.wantHost("hello.default.svc.cluster.local", "hello-00001=100 now:hello-00001")
-		h.update("hello", func(s *api.Service) { s.Labels = map[string]string{"networking.knative.dev/visibility": "cluster-local"} })
+		h.update("hello", func(s *api.Service) {
+			s.Labels = map[string]string{"networking.knative.dev/visibility": "cluster-local"}
+		})
 		s := h.service("hello")
 		h.wantCondition(s, "Ready", "True")
 		if s.Status.URL != "http://hello.default.svc.cluster.local" || s.Status.Traffic[0].URL != "http://now-hello.default.svc.cluster.local" {

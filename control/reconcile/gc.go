@@ -13,8 +13,8 @@ import (
 // something changes). kept says that something leads to a revision. Pure.
 //
 // Idle revisions are those in reserve that nothing leads to, that are not the newest ready or created one and that are not
-// marked no-gc. They go, least recently used first, when they are old and long unused and more than MinIdle are left; and
-// down to MaxIdle whatever their age.
+// marked no-gc. They go when they are old, long unused, and not among the MinIdle that were used last; and, least recently
+// used first, down to MaxIdle whatever their age.
 func garbage(c GC, cfg *api.Configuration, revs []*api.Revision, kept func(*api.Revision) bool, now time.Time) (gone []*api.Revision, again time.Time) {
 	if c.Disabled {
 		return nil, time.Time{}
@@ -38,13 +38,11 @@ func garbage(c GC, cfg *api.Configuration, revs []*api.Revision, kept func(*api.
 	})
 
 	var rest []*api.Revision
-	left := len(idle)
-	for _, r := range idle {
-		if left > c.MinIdle {
+	for i, r := range idle {
+		if i < len(idle)-c.MinIdle {
 			until := staleAt(c, r)
 			if !until.IsZero() && !now.Before(until) {
 				gone = append(gone, r)
-				left--
 				continue
 			}
 			if !until.IsZero() && (again.IsZero() || until.Before(again)) {

@@ -33,11 +33,12 @@ type platform struct {
 	observe   func(s *endpoints.Snapshot)  // where snapshots go
 	sequence  map[api.RevisionID]uint64    // of the last snapshot
 	broken    map[string]endpoints.Failure // by image: what happens instead of getting ready
+	zero      map[api.RevisionID]bool      // revisions that were ready without a start (initial-scale 0)
 }
 
 func newPlatform() *platform {
 	return &platform{revisions: map[api.RevisionID]*api.Revision{}, sets: map[api.RevisionID]int{}, sequence: map[api.RevisionID]uint64{},
-		broken: map[string]endpoints.Failure{}}
+		broken: map[string]endpoints.Failure{}, zero: map[api.RevisionID]bool{}}
 }
 
 func (p *platform) SetRoutes(t *routes.Table) {
@@ -56,6 +57,9 @@ func (p *platform) SetRevision(r *api.Revision) {
 	_, known := p.revisions[r.ID()]
 	p.revisions[r.ID()] = r
 	p.sets[r.ID()]++
+	if initialScale(r) == 0 {
+		p.zero[r.ID()] = true
+	}
 	auto := p.auto
 	failure, broken := p.broken[r.Serving().Image]
 	p.mu.Unlock()
@@ -74,6 +78,12 @@ func (p *platform) RemoveRevision(id api.RevisionID) {
 	defer p.mu.Unlock()
 	delete(p.revisions, id)
 	p.removed = append(p.removed, id)
+}
+
+func (p *platform) needsNoStart(id api.RevisionID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.zero[id]
 }
 
 // tell sends a snapshot with so many ready instances.

@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"maps"
+	"slices"
 
 	"github.com/thawrun/thaw/api"
 )
@@ -26,6 +27,12 @@ func (r *Reconcilers) reconcileRoute(ctx context.Context, k key) error {
 	st.Address = &api.Addressable{URL: r.cfg.url(privateHost(rt.Name, rt.Namespace, r.cfg.ClusterDomain), true)}
 	c.Set(now, api.ConditionCertificateProvisioned, api.True, api.ReasonTLSNotEnabled, "autoTLS is not enabled")
 
+	if len(st.Traffic) == 0 { // new, or made again by its service after somebody deleted it
+		if o := controller(rt); o != nil {
+			st.Traffic = slices.Clone(r.table.inherit(k.of(), o.UID))
+		}
+	}
+
 	dests, trouble := resolve(r.cache, rt)
 	var ro rollout
 	if trouble != nil {
@@ -35,7 +42,7 @@ func (r *Reconcilers) reconcileRoute(ctx context.Context, k key) error {
 		c.Set(now, api.ConditionAllTrafficAssigned, api.True, "", "")
 		was := parseRollout(st.Annotations[api.AnnotationRolloutInProgress])
 		duration := r.cfg.rolloutDuration(rt)
-		st.Traffic, ro = assign(dests, was, served(r.cache, rt), duration, now)
+		st.Traffic, ro = assign(dests, was, served(r.cache, &next), duration, now)
 		for i := range st.Traffic {
 			if t := &st.Traffic[i]; t.Tag != "" {
 				t.URL = r.cfg.routeURL(rt, t.Tag)

@@ -75,7 +75,10 @@ func (r *Reconcilers) serviceChildren(ctx context.Context, s *api.Service, statu
 		if r.nameTaken(cfg) != nil {
 			c.Set(now, api.ConditionRoutesReady, api.False, reasonRevisionNameTaken,
 				fmt.Sprintf("The revision name %q is taken by a conflicting Revision, so traffic will not be migrated", cfg.Spec.Template.Name))
-			return nil
+			if r.cache.route(nameOf(s)) == nil { // deleted by hand: its hosts must come back all the same
+				_, err = r.apply(ctx, api.Routes, nil, routeOf(s))
+			}
+			return err
 		}
 	}
 

@@ -45,6 +45,9 @@ func (c claim) before(o claim) bool {
 type entry struct {
 	hosts map[string]claim
 	main  *routes.Route // what a domain mapping leads to
+
+	owner   string // uid of the service that the route belongs to
+	traffic []api.TrafficTarget
 }
 
 // table builds the one route table. It keeps the wishes of every route and mapping, so that a change costs what that route
@@ -81,6 +84,10 @@ func (t *table) setRoute(n name, e entry) (affected []string) {
 	defer t.mu.Unlock()
 	old := t.entries[n]
 	if reflect.DeepEqual(old.main, e.main) { // all hosts of a route follow from this one
+		if e.main != nil {
+			old.owner, old.traffic = e.owner, e.traffic
+			t.entries[n] = old
+		}
 		return nil
 	}
 	for h, c := range old.hosts {
@@ -110,6 +117,17 @@ func (t *table) has(n name) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.entries[n].hosts != nil
+}
+
+// inherit returns the traffic of the route that was there under this name and belonged to the same service: what a route that
+// was deleted by hand and made again goes on with. The caller must not modify it.
+func (t *table) inherit(n name, owner string) []api.TrafficTarget {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e := t.entries[n]; owner != "" && e.owner == owner {
+		return e.traffic
+	}
+	return nil
 }
 
 // setMapping lets a host lead to a route, or to nothing when m is nil. held says that the host is in the table for the
@@ -263,7 +281,10 @@ func (c Config) hosts(r *api.Route, traffic []api.TrafficTarget) entry {
 	if len(tags) > 0 {
 		main.Tags = tags
 	}
-	e := entry{hosts: make(map[string]claim, 4*(1+len(tags))), main: main}
+	e := entry{hosts: make(map[string]claim, 4*(1+len(tags))), main: main, traffic: traffic}
+	if o := controller(r); o != nil {
+		e.owner = o.UID
+	}
 	c.addHosts(e, nameOf(r), r.Name, mainHost, main)
 	for _, tag := range slices.Sorted(maps.Keys(tags)) {
 		c.addHosts(e, nameOf(r), tag+"-"+r.Name, tagHost, &routes.Route{Namespace: r.Namespace, Service: service, Tag: tag,
