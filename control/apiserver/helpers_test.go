@@ -62,6 +62,38 @@ type flakyStore struct {
 	mu   sync.Mutex
 	err  error
 	hang bool
+
+	progress chan int64 // marks of progress that are put into every watch, if not nil
+}
+
+// Watch is the store's, with marks of progress put in.
+func (s *flakyStore) Watch(ctx context.Context, prefix string, from int64) (<-chan state.Event, func() error) {
+	in, failed := s.Store.Watch(ctx, prefix, from)
+	if s.progress == nil {
+		return in, failed
+	}
+	out := make(chan state.Event)
+	go func() {
+		defer close(out)
+		for {
+			var e state.Event
+			var ok bool
+			select {
+			case e, ok = <-in:
+				if !ok {
+					return
+				}
+			case rev := <-s.progress:
+				e = state.Event{Progress: true, KV: state.KV{Revision: rev}}
+			}
+			select {
+			case out <- e:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return out, failed
 }
 
 func (s *flakyStore) set(err error, hang bool) {

@@ -50,7 +50,7 @@ func (s *Server) patch(ctx context.Context, w http.ResponseWriter, r *http.Reque
 		if err != nil {
 			return err
 		}
-		apply = func(doc []byte) ([]byte, error) { return applyJSONPatch(doc, ops, s.maxBody) }
+		apply = func(doc []byte) ([]byte, error) { return applyJSONPatch(doc, ops, api.MaxObjectBytes) }
 	case typeApplyPatch:
 		if query.Get("fieldManager") == "" {
 			return invalidNamed("PatchOptions", "meta.k8s.io", "", api.Errors{{Type: api.FieldValueRequired, Field: "fieldManager", Detail: "Required value: is required for apply patch"}})
@@ -89,9 +89,6 @@ func (s *Server) patch(ctx context.Context, w http.ResponseWriter, r *http.Reque
 		patched, err := apply(doc)
 		if err != nil {
 			return nil, nil, err
-		}
-		if int64(len(patched)) > s.maxBody {
-			return nil, nil, fail(http.StatusRequestEntityTooLarge, reasonTooLarge, "the patched object is too large: the limit is %d bytes", s.maxBody)
 		}
 		o, warnings, err := decode(t.kind, patched, opts)
 		if err != nil {
@@ -214,7 +211,7 @@ func parseJSONPatch(data []byte) (jsonpatch.Patch, error) {
 
 // applyJSONPatch applies the operations up to each copy and looks at the size then, so that forty copies of a document into itself end
 // at the limit and not in all the memory there is. (The library has a limit too, but as a variable of the whole process.)
-func applyJSONPatch(doc []byte, ops jsonpatch.Patch, limit int64) (out []byte, err error) {
+func applyJSONPatch(doc []byte, ops jsonpatch.Patch, limit int) (out []byte, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			out, err = nil, badRequest("the JSON patch cannot be applied: %v", p)
@@ -230,7 +227,7 @@ func applyJSONPatch(doc []byte, ops jsonpatch.Patch, limit int64) (out []byte, e
 		if err != nil {
 			return nil, fail(http.StatusUnprocessableEntity, reasonInvalid, "the server rejected our request due to an error in our request: the JSON patch cannot be applied: %v", err)
 		}
-		if int64(len(doc)) > limit {
+		if len(doc) > limit {
 			return nil, fail(http.StatusRequestEntityTooLarge, reasonTooLarge, "the JSON patch makes the object too large: the limit is %d bytes", limit)
 		}
 		ops = ops[n:]

@@ -58,6 +58,7 @@ type Server struct {
 	now       func() time.Time
 	storeWait time.Duration
 	maxBody   int64
+	grace     time.Duration        // of Serve at its end; tests shorten it
 	resources map[string]*api.Kind // by "group/version/plural"
 	documents *documents
 	origin    *http.CrossOriginProtection
@@ -86,6 +87,7 @@ func New(c Config) (*Server, error) {
 		store: c.Store, auth: newAuthenticator(c.Token), limits: c.Limits, metrics: c.Metrics, ready: c.Ready, version: c.Version,
 		log: c.Log, now: c.Now, storeWait: c.StoreTimeout, maxBody: c.MaxBody,
 		resources: map[string]*api.Kind{},
+		grace:     shutdownTimeout,
 		origin:    http.NewCrossOriginProtection(),
 		inFlight:  gauge{limit: int64(c.MaxInFlight)}, watches: gauge{limit: int64(c.MaxWatches)},
 	}
@@ -269,9 +271,9 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	}
 	s.Close()
 	// Extra endpoints (logs that are followed) learn of the end by their context, a moment before they are cut.
-	stop := time.AfterFunc(shutdownTimeout/2, cancel)
+	stop := time.AfterFunc(s.grace/2, cancel)
 	defer stop.Stop()
-	grace, done := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+	grace, done := context.WithTimeout(context.WithoutCancel(ctx), s.grace)
 	defer done()
 	if err := srv.Shutdown(grace); err != nil {
 		srv.Close()

@@ -71,6 +71,9 @@ func decode(k *api.Kind, data []byte, opts writeOptions) (o api.Object, warnings
 		APIVersion *string `json:"apiVersion"`
 	}
 	if err := json.Unmarshal(data, &typ); err != nil {
+		if _, _, better := api.Decode(k, data); better != nil {
+			err = better
+		}
 		return nil, nil, cannot(err)
 	}
 	switch {
