@@ -109,9 +109,9 @@ func (b *berths) run(ctx context.Context) {
 		}
 	}()
 	for {
-		// A burst in progress needs the processor more; but not for ever.
-		for range 50 {
-			if len(b.ready) == 0 || !b.starting() || !pause(ctx, 10*time.Millisecond) {
+		// The start that took one, and a burst in progress, need the processor more; but not for ever.
+		for range 20 {
+			if len(b.ready) < berthsAhead/2 || !pause(ctx, 20*time.Millisecond) || !b.starting() {
 				break
 			}
 		}
