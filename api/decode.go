@@ -14,8 +14,9 @@ import (
 
 // Bounds of Decode. An object has to fit into one request to etcd (1.5 MiB by default) together with its key.
 const (
-	MaxObjectBytes = 1 << 20
-	MaxObjectDepth = 64 // objects and lists inside each other
+	MaxObjectBytes  = 1 << 20
+	MaxObjectDepth  = 64     // objects and lists inside each other
+	MaxObjectValues = 20_000 // members and elements in all; a large service has some hundreds
 )
 
 // DecodeError says that data is no object of the kind: a bad request, not an invalid object.
@@ -57,8 +58,7 @@ func Decode(k *Kind, data []byte) (Object, []string, error) {
 		return nil, nil, err
 	}
 	if len(d.forbidden) > 0 {
-		sortErrors(d.forbidden)
-		return nil, nil, d.forbidden
+		return nil, nil, d.forbidden.tidy()
 	}
 	*o.Type() = TypeMeta{Kind: k.Kind, APIVersion: k.APIVersion}
 	slices.Sort(d.unknown)
@@ -140,7 +140,7 @@ func parse(data []byte) (*node, error) {
 	}
 	p := parser{data: data, d: json.NewDecoder(bytes.NewReader(data))}
 	p.d.UseNumber()
-	n, err := p.value("", 0)
+	n, err := p.value()
 	if err != nil {
 		return nil, err
 	}
@@ -173,33 +173,62 @@ func syntaxError(data []byte) error {
 	return &DecodeError{"", fmt.Sprintf("invalid JSON at line %d, column %d: %v", line, column, s)}
 }
 
+// parser makes nodes of tokens. The path to where it stands is joined only for an error: a long path before a long list
+// would cost more than the list.
 type parser struct {
-	data []byte
-	d    *json.Decoder
+	data   []byte
+	d      *json.Decoder
+	at     []step
+	values int // so far
 }
 
-func (p *parser) value(path string, depth int) (node, error) {
-	if depth > MaxObjectDepth {
+// step is one way down: into a member, or into an element of a list.
+type step struct {
+	name  string
+	index int // -1 = the member
+}
+
+func (p *parser) path() string {
+	path := ""
+	for _, s := range p.at {
+		if s.index >= 0 {
+			path += fmt.Sprintf("[%d]", s.index)
+		} else {
+			path = join(path, shorten(s.name))
+		}
+	}
+	return path
+}
+
+func (p *parser) broken(err error) error {
+	return &DecodeError{p.path(), fmt.Sprintf("invalid JSON: %v", err)}
+}
+
+func (p *parser) value() (node, error) {
+	if len(p.at) > MaxObjectDepth {
 		return node{}, &DecodeError{"", fmt.Sprintf("the data is nested more than %d deep", MaxObjectDepth)}
+	}
+	if p.values++; p.values > MaxObjectValues {
+		return node{}, &DecodeError{"", fmt.Sprintf("the data has more than %d values", MaxObjectValues)}
 	}
 	t, err := p.d.Token()
 	if err != nil {
-		return node{}, &DecodeError{path, fmt.Sprintf("invalid JSON: %v", err)}
+		return node{}, p.broken(err)
 	}
 	switch v := t.(type) {
 	case json.Delim:
 		n := node{kind: byte(v)}
 		start := p.d.InputOffset() - 1
 		if v == '{' {
-			err = p.members(&n, path, depth)
+			err = p.members(&n)
 		} else {
-			err = p.elements(&n, path, depth)
+			err = p.elements(&n)
 		}
 		if err != nil {
 			return node{}, err
 		}
 		if _, err := p.d.Token(); err != nil { // the closing delimiter
-			return node{}, &DecodeError{path, fmt.Sprintf("invalid JSON: %v", err)}
+			return node{}, p.broken(err)
 		}
 		n.raw = p.data[start:p.d.InputOffset()]
 		return n, nil
@@ -213,35 +242,38 @@ func (p *parser) value(path string, depth int) (node, error) {
 	return node{kind: 'n', text: "null"}, nil
 }
 
-func (p *parser) members(n *node, path string, depth int) error {
+func (p *parser) members(n *node) error {
 	seen := map[string]bool{}
 	for p.d.More() {
 		t, err := p.d.Token()
 		name, ok := t.(string)
 		if err != nil || !ok {
-			return &DecodeError{path, fmt.Sprintf("invalid JSON: %v", err)}
+			return p.broken(err)
 		}
-		at := join(path, shorten(name))
+		p.at = append(p.at, step{name, -1})
 		if seen[name] {
-			return &DecodeError{"", fmt.Sprintf("duplicate field %q", at)}
+			return &DecodeError{"", fmt.Sprintf("duplicate field %q", p.path())}
 		}
 		seen[name] = true
-		v, err := p.value(at, depth+1)
+		v, err := p.value()
 		if err != nil {
 			return err
 		}
+		p.at = p.at[:len(p.at)-1]
 		n.names = append(n.names, name)
 		n.items = append(n.items, v)
 	}
 	return nil
 }
 
-func (p *parser) elements(n *node, path string, depth int) error {
+func (p *parser) elements(n *node) error {
 	for p.d.More() {
-		v, err := p.value(fmt.Sprintf("%s[%d]", path, len(n.items)), depth+1)
+		p.at = append(p.at, step{"", len(n.items)})
+		v, err := p.value()
 		if err != nil {
 			return err
 		}
+		p.at = p.at[:len(p.at)-1]
 		n.items = append(n.items, v)
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -27,6 +28,7 @@ func TestDecodeErrors(t *testing.T) {
 		{"broken UTF-8", "{\"metadata\":{\"name\":\"a\xff\"}}", "invalid UTF-8 at byte 22"},
 		{"overlong UTF-8", "{\"a\":\"\xc0\xaf\"}", "invalid UTF-8 at byte 6"},
 		{"too big", `{"a":"` + strings.Repeat("x", MaxObjectBytes) + `"}`, "the object has 1048584 bytes, more than 1048576"},
+		{"too many", `{"a":[` + strings.Repeat("1,", MaxObjectValues) + "1]}", "the data has more than 20000 values"},
 		{"too deep", strings.Repeat(`{"a":`, 70) + "1" + strings.Repeat("}", 70), "the data is nested more than 64 deep"},
 		{"too deep list", `{"a":` + strings.Repeat("[", 5000) + strings.Repeat("]", 5000) + "}", "the data is nested more than 64 deep"},
 
@@ -180,5 +182,61 @@ func TestForbiddenFieldsAreNotKnown(t *testing.T) {
 		if !slices.IsSorted(names) {
 			t.Errorf("%v: names are not sorted", typ)
 		}
+	}
+}
+
+// Bodies with as many values as allowed, in the shapes that cost most, are dealt with in no time worth mentioning. Looking for
+// the serving container once per container made one of these take more than ten minutes when values were not counted.
+func TestHostileBodiesAreCheap(t *testing.T) {
+	// many repeats part, which has so many values, with # as its number.
+	many := func(head, part string, values int, tail string) []byte {
+		var b strings.Builder
+		b.WriteString(head)
+		for i := range (MaxObjectValues - 100) / values {
+			if i > 0 {
+				b.WriteByte(',')
+			}
+			b.WriteString(strings.ReplaceAll(part, "#", strconv.Itoa(i)))
+		}
+		return []byte(b.String() + tail)
+	}
+	template := func(s string) string { return `{"spec":{"template":{"spec":{` + s }
+	deep := strings.Repeat(`{"`+strings.Repeat("k", 4000)+`":`, 60)
+	for name, data := range map[string][]byte{
+		"long path, long list": many(deep+"[", "1", 1, "]"+strings.Repeat("}", 60)),
+		"long strings":         []byte(`{"metadata":{"annotations":{"a":"` + strings.Repeat("x", MaxObjectBytes-100) + `"}}}`),
+		"unknown fields":       many("{", `"u#":0`, 1, "}"),
+		"env without names":    many(template(`"containers":[{"env":[`), "{}", 1, `]}]}}}}`),
+		"containers":           many(template(`"containers":[`), "{}", 1, `]}}}}`),
+		"sidecars":             many(template(`"containers":[`), `{"securityContext":{"a":1}}`, 3, `]}}}}`),
+		"tags":                 many(`{"spec":{"traffic":[`, `{"tag":"t#"}`, 2, `]}}`),
+		"the same tag":         many(`{"spec":{"traffic":[`, `{"tag":"t"}`, 2, `]}}`),
+		"labels":               many(`{"metadata":{"labels":{`, `"l#":"x y"`, 1, `}}}`),
+		"volumes":              many(template(`"volumes":[`), `{"name":"v#"}`, 2, `]}}}}`),
+		"mounts":               many(template(`"containers":[{"volumeMounts":[`), `{"name":"v#"}`, 2, `]}]}}}}`),
+		"quantities":           many(template(`"containers":[{"resources":{"limits":{`), `"q#":1`, 1, `}}}]}}}}`),
+		"forbidden":            many(template(`"containers":[`), `{"tty":true}`, 2, `]}}}}`),
+	} {
+		t.Run(name, func(t *testing.T) {
+			began := time.Now()
+			o, unknown, err := Decode(Services, data)
+			var errs Errors
+			if errors.As(err, &errs); err == nil {
+				SetDefaults(o)
+				errs = Validate(o, DeepCopy(o), DefaultLimits)
+				_ = Unsupported(o)
+			} else if errs == nil {
+				t.Fatalf("not read: %v", err)
+			}
+			text := errs.Error()
+			took := time.Since(began)
+			t.Logf("%d bytes: %v, %d unknown, %d errors in %d bytes", len(data), took, len(unknown), len(errs), len(text))
+			if len(errs) > maxErrors+1 {
+				t.Errorf("%d errors", len(errs))
+			}
+			if took > 5*time.Second { // some 100 ms; this is for the slowest of machines with the race detector
+				t.Errorf("took %v", took)
+			}
+		})
 	}
 }

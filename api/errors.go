@@ -52,6 +52,9 @@ func (e Errors) Error() string {
 		slices.Sort(g.fields)
 	}
 	slices.SortFunc(groups, func(a, b group) int {
+		if (a.fields[0] == "") != (b.fields[0] == "") { // what is said of no field comes last
+			return strings.Compare(b.fields[0], a.fields[0])
+		}
 		return cmp.Or(strings.Compare(a.fields[0], b.fields[0]), strings.Compare(a.detail, b.detail), strings.Compare(a.why, b.why))
 	})
 	lines := make([]string, len(groups))
@@ -61,11 +64,19 @@ func (e Errors) Error() string {
 	return strings.Join(lines, "; ")
 }
 
-// sortErrors brings errors into an order that does not depend on how maps are walked.
-func sortErrors(e Errors) {
+// maxErrors is how many errors of one object are told; a person fixes a few and sends it again, and a megabyte of env
+// without names must not become many megabytes of answer.
+const maxErrors = 100
+
+// tidy brings errors into an order that does not depend on how maps are walked, and bounds their number.
+func (e Errors) tidy() Errors {
 	slices.SortStableFunc(e, func(a, b FieldError) int {
 		return cmp.Or(strings.Compare(a.Field, b.Field), strings.Compare(a.Detail, b.Detail), strings.Compare(a.Why, b.Why))
 	})
+	if more := len(e) - maxErrors; more > 0 {
+		e = append(e[:maxErrors:maxErrors], FieldError{Type: FieldValueInvalid, Detail: fmt.Sprintf("too many errors, %d more are not listed", more)})
+	}
+	return e
 }
 
 // Err returns e as an error, nil when it is empty.

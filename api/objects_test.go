@@ -3,8 +3,11 @@ package api
 import (
 	"errors"
 	"math"
+	"os"
 	"reflect"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -191,5 +194,49 @@ func TestUnsupported(t *testing.T) {
 	d := &DomainMapping{Spec: DomainMappingSpec{TLS: raw(`{"secretName":"x"}`)}}
 	if u := Unsupported(d); len(u) != 1 || !strings.HasPrefix(u[0], "spec.tls: ") {
 		t.Error(u)
+	}
+}
+
+// The page about the API names what the code knows, in the same words.
+func TestDocsNameEverything(t *testing.T) {
+	data, err := os.ReadFile("../docs/api-support.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := string(data)
+	var want []string
+	for _, names := range forbiddenFields {
+		want = append(want, names...)
+	}
+	want = append(want, forbiddenSecurity...)
+	for _, names := range ignoredFields {
+		want = append(want, names...)
+	}
+	for suffix := range scalingSpellings {
+		want = append(want, suffix)
+	}
+	for key := range ownAnnotations {
+		want = append(want, key)
+	}
+	types := []reflect.Type{reflect.TypeFor[Container](), reflect.TypeFor[Probe](), reflect.TypeFor[TrafficTarget](), reflect.TypeFor[Reference]()}
+	for _, k := range Kinds {
+		want = append(want, ReadyDependents(k)...)
+		types = append(types, reflect.TypeOf(specOf(k.New())).Elem())
+	}
+	for _, typ := range types {
+		names := map[string]field{}
+		collect(typ, nil, names)
+		for n := range names {
+			want = append(want, n)
+		}
+	}
+	want = append(want, reservedEnv...)
+	for _, p := range reservedPorts {
+		want = append(want, strconv.Itoa(int(p)))
+	}
+	for _, w := range want {
+		if !regexp.MustCompile(`[^A-Za-z0-9]` + regexp.QuoteMeta(w) + `[^A-Za-z0-9]`).MatchString(page) {
+			t.Errorf("docs/api-support.md does not mention %s", w)
+		}
 	}
 }

@@ -45,10 +45,11 @@ func (u *unsupported) spec(path string, s *RevisionSpec) {
 	u.when(full(s.ImagePullSecrets), path+".imagePullSecrets", "there are no secrets yet, images are fetched without them")
 	u.when(s.ServiceAccountName != "" && s.ServiceAccountName != "default", path+".serviceAccountName", "there are no service accounts")
 	u.when(s.EnableServiceLinks != nil && *s.EnableServiceLinks, path+".enableServiceLinks", "no variables with the addresses of other services are set")
+	serving := s.serving() // once: it searches
 	for i := range s.Containers {
 		at := fmt.Sprintf("%s.containers[%d]", path, i)
 		c := &s.Containers[i]
-		u.when(&s.Containers[i] != s.serving() && len(s.Containers) > 1, at, "only the container with the port is started, sidecars are not yet")
+		u.when(c != serving && len(s.Containers) > 1, at, "only the container with the port is started, sidecars are not yet")
 		u.container(at, c)
 	}
 }

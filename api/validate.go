@@ -56,8 +56,7 @@ func Validate(o, old Object, l Limits) Errors {
 	case *DomainMapping:
 		v.domainMapping(root, o)
 	}
-	sortErrors(errs)
-	return errs
+	return errs.tidy()
 }
 
 type validator struct{ limits Limits }

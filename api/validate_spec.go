@@ -58,7 +58,7 @@ func (v validator) timeouts(r report, s *RevisionSpec) {
 	}
 }
 
-func (v validator) containers(r report, s *RevisionSpec, volumes []string) {
+func (v validator) containers(r report, s *RevisionSpec, volumes map[string]bool) {
 	if len(s.Containers) == 0 {
 		r.at("containers").missing()
 		return
@@ -85,7 +85,7 @@ func (v validator) containers(r report, s *RevisionSpec, volumes []string) {
 	}
 }
 
-func (v validator) container(r report, c *Container, serving bool, volumes []string) {
+func (v validator) container(r report, c *Container, serving bool, volumes map[string]bool) {
 	v.containerName(r.at("name"), c.Name)
 	if c.Image == "" {
 		r.at("image").missing()
@@ -376,13 +376,13 @@ func atLeast(r report, field string, value, low int32) {
 }
 
 // volumes checks the names, which is all that is used of volumes so far, and returns them.
-func (v validator) volumes(r report, s *RevisionSpec) []string {
-	var mounted, names []string
+func (v validator) volumes(r report, s *RevisionSpec) map[string]bool {
+	mounted, names := map[string]bool{}, map[string]bool{}
 	for i := range s.Containers {
 		// What is wrong with the mounts is said where they are checked.
 		mounts := validator{}.list(report{errs: new(Errors)}, s.Containers[i].VolumeMounts)
 		for _, m := range mounts {
-			mounted = append(mounted, text(m["name"]))
+			mounted[text(m["name"])] = true
 		}
 	}
 	for i, volume := range v.list(r, s.Volumes) {
@@ -391,23 +391,23 @@ func (v validator) volumes(r report, s *RevisionSpec) []string {
 		switch {
 		case name == "":
 			at.missing()
-		case slices.Contains(names, name):
+		case names[name]:
 			at.add(FieldValueDuplicate, fmt.Sprintf("duplicate volume name %q", shorten(name)), "")
-		case !slices.Contains(mounted, name):
+		case !mounted[name]:
 			at.generic(fmt.Sprintf("volume with name %q not mounted", shorten(name)))
 		default:
 			at.wrongs(name, checkDNS1123(name))
 		}
-		names = append(names, name)
+		names[name] = true
 	}
 	return names
 }
 
-func (v validator) mounts(r report, raw json.RawMessage, volumes []string) {
+func (v validator) mounts(r report, raw json.RawMessage, volumes map[string]bool) {
 	seen := map[string]bool{}
 	for i, m := range v.list(r, raw) {
 		at := report{r.errs, fmt.Sprintf("%s[%d]", r.path, i)}
-		if name := text(m["name"]); !slices.Contains(volumes, name) {
+		if name := text(m["name"]); !volumes[name] {
 			at.at("name").generic("volumeMount has no matching volume")
 		}
 		where := text(m["mountPath"])
