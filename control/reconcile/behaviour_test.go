@@ -8,6 +8,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,22 +24,43 @@ import (
 // counting counts the writes that reach a store, and refuses all of them while down is set.
 type counting struct {
 	state.Store
+	mu     sync.Mutex
 	writes map[string]int // by key
 	down   bool
+}
+
+func (c *counting) setDown(down bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.down = down
+}
+
+func (c *counting) reset() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clear(c.writes)
 }
 
 var errDown = errors.New("the store is away")
 
 func (c *counting) Put(ctx context.Context, key string, value []byte, expect int64) (int64, error) {
-	if c.down {
+	c.mu.Lock()
+	down := c.down
+	if !down {
+		c.writes[key]++
+	}
+	c.mu.Unlock()
+	if down {
 		return 0, errDown
 	}
-	c.writes[key]++
 	return c.Store.Put(ctx, key, value, expect)
 }
 
 func (c *counting) List(ctx context.Context, prefix string) ([]state.KV, int64, error) {
-	if c.down {
+	c.mu.Lock()
+	down := c.down
+	c.mu.Unlock()
+	if down {
 		return nil, 0, errDown
 	}
 	return c.Store.List(ctx, prefix)
@@ -48,7 +71,7 @@ func inCountedHouse(t *testing.T, f func(h *house, c *counting)) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &counting{Store: state.Memory(), writes: map[string]int{}}
 		h := &house{t: t, ctx: t.Context(), mem: c, store: objects.New(c, time.Now), img: newResolver()}
-		h.start(Config{Workers: 1}) // one, so that the plain map above is used by one goroutine at a time
+		h.start(Config{})
 		f(h, c)
 		h.stop()
 		if err := c.Close(); err != nil {
@@ -64,7 +87,7 @@ func TestStatusWritesAreBounded(t *testing.T) {
 	inCountedHouse(t, func(h *house, c *counting) {
 		h.create(service("hello", "one"))
 		h.sleep(5 * time.Second)
-		clear(c.writes)
+		c.reset()
 		sets := h.p.sets["default/hello-00001"]
 		for i := range 10_000 { // 10 s, a change each millisecond
 			h.p.tell("default/hello-00001", i%50, 50, nil)
@@ -96,7 +119,7 @@ func TestNoWriteOnColdStart(t *testing.T) {
 		h.p.tell("default/hello-00001", 0, 0, nil)
 		h.r.ObserveScale("default/hello-00001", 0, false)
 		h.sleep(time.Minute)
-		clear(c.writes)
+		c.reset()
 		tables := h.p.tables
 		h.r.ObserveScale("default/hello-00001", 1, true)
 		h.p.tell("default/hello-00001", 0, 1, nil)
@@ -121,7 +144,7 @@ func TestIdleIsQuiet(t *testing.T) {
 			h.create(service(fmt.Sprintf("s%d", i), "one"))
 		}
 		h.sleep(time.Minute)
-		clear(c.writes)
+		c.reset()
 		tables := h.p.tables
 		h.sleep(12 * time.Hour)
 		h.r.queue.mu.Lock()
@@ -145,7 +168,7 @@ func TestRestart(t *testing.T) {
 		before := h.p.String()
 		h.stop()
 
-		clear(c.writes)
+		c.reset()
 		h.img = newResolver()
 		h.prepare(Config{Workers: 1})
 		h.p.auto = false // no instance runs
@@ -180,7 +203,7 @@ func TestStoreAway(t *testing.T) {
 	inCountedHouse(t, func(h *house, c *counting) {
 		h.create(service("hello", "one"))
 		h.stop()
-		c.down = true
+		c.setDown(true)
 		h.prepare(Config{Workers: 1})
 		h.run()
 		h.sleep(time.Minute)
@@ -192,18 +215,18 @@ func TestStoreAway(t *testing.T) {
 		if h.p.tables != 0 {
 			t.Error("a table was published")
 		}
-		c.down = false
+		c.setDown(false)
 		h.sleep(10 * time.Second)
 		<-h.r.Synced()
 		h.wantHost("hello.default.localhost", "hello-00001=100")
 
 		// Writes that fail later are tried again.
-		c.down = true
+		c.setDown(true)
 		h.p.auto = true
 		h.p.tell("default/hello-00001", 3, 3, nil)
 		h.sleep(10 * time.Second)
 		h.wantHost("hello.default.localhost", "hello-00001=100")
-		c.down = false
+		c.setDown(false)
 		h.sleep(time.Minute)
 		if rev := h.revision("hello-00001"); *rev.Status.ActualReplicas != 3 {
 			t.Errorf("actual replicas %d", *rev.Status.ActualReplicas)
@@ -214,15 +237,26 @@ func TestStoreAway(t *testing.T) {
 // deaf is a store whose watches can be cut off and told that their history is gone.
 type deaf struct {
 	state.Store
+	on  atomic.Bool
+	mu  sync.Mutex
 	cut chan struct{}
-	on  bool
+}
+
+// recut ends all watches.
+func (d *deaf) recut() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	close(d.cut)
+	d.cut = make(chan struct{})
 }
 
 func (d *deaf) Watch(ctx context.Context, prefix string, from int64) (<-chan state.Event, func() error) {
 	ctx, cancel := context.WithCancel(ctx)
 	in, failed := d.Store.Watch(ctx, prefix, from)
 	out := make(chan state.Event)
+	d.mu.Lock()
 	cut := d.cut
+	d.mu.Unlock()
 	compacted := false
 	go func() {
 		defer close(out)
@@ -236,7 +270,7 @@ func (d *deaf) Watch(ctx context.Context, prefix string, from int64) (<-chan sta
 				if !ok {
 					return
 				}
-				if d.on {
+				if d.on.Load() {
 					continue
 				}
 				select {
@@ -267,7 +301,7 @@ func TestRelistAfterCompaction(t *testing.T) {
 		h.create(service("gone", "one"))
 		h.create(service("stays", "one"))
 		h.create(service("anew", "one"))
-		d.on = true
+		d.on.Store(true)
 		for _, n := range []string{"gone", "anew"} {
 			h.delete(api.Services, n)
 		}
@@ -277,10 +311,8 @@ func TestRelistAfterCompaction(t *testing.T) {
 		h.wantHost("gone.default.localhost", "gone-00001=100") // control: nothing was heard
 		h.wantHost("new.default.localhost", "")
 
-		d.on = false
-		cut := d.cut
-		d.cut = make(chan struct{})
-		close(cut)
+		d.on.Store(false)
+		d.recut()
 		h.sleep(time.Minute)
 		h.wantHost("gone.default.localhost", "")
 		h.wantHost("stays.default.localhost", "stays-00001=100")

@@ -15,12 +15,16 @@ import (
 // errTaken says that the name of the revision to be belongs to a revision with another spec.
 var errTaken = errors.New("reconcile: the revision's name is taken")
 
+// errGone says that an object was there a moment ago; the next pass sees what is true then.
+var errGone = errors.New("reconcile: the object went away meanwhile")
+
 // reconcileConfiguration stamps a revision for the newest template and follows which of its revisions are ready.
 func (r *Reconcilers) reconcileConfiguration(ctx context.Context, k key) error {
-	cfg := r.cache.configuration(k.of())
-	if cfg == nil {
-		return nil
+	o, err := r.read(ctx, api.Configurations, k.of())
+	if o == nil {
+		return err
 	}
+	cfg := o.(*api.Configuration)
 	if gone, err := r.removeOrphan(ctx, api.Configurations, cfg); gone || err != nil {
 		return err
 	}
@@ -128,15 +132,11 @@ func (r *Reconcilers) stamp(ctx context.Context, cfg *api.Configuration) (*api.R
 			r.cfg.Log.Info("revision created", "revision", api.MakeRevisionID(at.namespace, at.name), "generation", cfg.Generation)
 			return made.(*api.Revision), nil
 		}
-		// It is newer than the cache.
-		sub, cancel := context.WithTimeout(ctx, r.cfg.StoreTimeout)
-		defer cancel()
-		o, err := r.store.Get(sub, api.Revisions, at.namespace, at.name)
-		if err != nil {
-			return nil, err
+		o, err := r.read(ctx, api.Revisions, at) // it is newer than the cache
+		if o == nil {
+			return nil, errors.Join(err, errGone)
 		}
 		rev = o.(*api.Revision)
-		r.absorb(rev)
 	}
 	if !isOf(cfg, rev) {
 		if o := controller(rev); o != nil && o.Kind == api.Configurations.Kind && o.Name == cfg.Name && o.UID != cfg.UID {
@@ -184,8 +184,6 @@ func (r *Reconcilers) revisionOf(cfg *api.Configuration) *api.Revision {
 	if v, ok := cfg.Annotations[api.AnnotationLastModifier]; ok { // who changed the template made the revision
 		annotations[api.AnnotationCreator] = v
 	}
-	rev := &api.Revision{ObjectMeta: api.ObjectMeta{Namespace: cfg.Namespace, Name: revisionName(cfg), Labels: labels, Annotations: annotations,
-		OwnerReferences: ownedBy(api.Configurations, &cfg.ObjectMeta)}, Spec: api.DeepCopy(cfg).Spec.Template.Spec}
-	api.SetDefaults(rev)
-	return rev
+	return &api.Revision{ObjectMeta: api.ObjectMeta{Namespace: cfg.Namespace, Name: revisionName(cfg), Labels: labels, Annotations: annotations,
+		OwnerReferences: ownedBy(api.Configurations, &cfg.ObjectMeta)}, Spec: defaulted(cfg)}
 }

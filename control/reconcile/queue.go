@@ -163,11 +163,11 @@ func (q *queue) done(k key, failed bool) (retry time.Duration) {
 	return retry
 }
 
-// len returns how many keys wait for a worker.
-func (q *queue) len() int {
+// pending returns how many keys wait for a worker or are with one.
+func (q *queue) pending() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return len(q.order)
+	return len(q.order) + len(q.active)
 }
 
 // close ends all waiting; what is left in the queue is dropped.

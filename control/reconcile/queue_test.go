@@ -69,17 +69,17 @@ func TestQueueFolds(t *testing.T) {
 	for range 100 {
 		q.add(numbered(0), numbered(1))
 	}
-	if q.len() != 2 {
-		t.Fatalf("%d wait", q.len())
+	if q.pending() != 2 {
+		t.Fatalf("%d wait", q.pending())
 	}
 	k, _ := q.get()
 	q.add(k)
 	q.add(k)
-	if q.len() != 1 {
+	if q.pending() != 2 || len(q.order) != 1 {
 		t.Error("a key that is being worked waits in line")
 	}
 	q.done(k, false)
-	if q.len() != 2 {
+	if q.pending() != 2 {
 		t.Error("what was asked for during the pass is lost")
 	}
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
+	"runtime/pprof"
 	"testing"
 	"time"
 
@@ -29,7 +31,7 @@ func BenchmarkThousandServices(b *testing.B) {
 			}
 		}
 		img := newResolver()
-		run := func(auto bool) (*platform, func()) {
+		run := func(auto bool) (*platform, *Reconcilers, func()) {
 			ctx, stop := context.WithCancelCause(ctx)
 			p := newPlatform()
 			p.auto = auto
@@ -38,9 +40,9 @@ func BenchmarkThousandServices(b *testing.B) {
 			done := make(chan error)
 			go func() { done <- r.Run(ctx) }()
 			<-r.Synced()
-			return p, func() { stop(errors.New("end")); <-done }
+			return p, r, func() { stop(errors.New("end")); <-done }
 		}
-		p, end := run(true)
+		p, _, end := run(true)
 		for {
 			p.mu.Lock()
 			hosts := len(p.table.Hosts)
@@ -57,11 +59,20 @@ func BenchmarkThousandServices(b *testing.B) {
 		runtime.GC()
 		runtime.ReadMemStats(&before)
 		begin = time.Now()
-		p, end = run(false)
+		p, r, end := run(false)
 		b.ReportMetric(float64(time.Since(begin).Microseconds())/1000, "ms-restart-to-synced")
-		time.Sleep(200 * time.Millisecond) // the passes after the start
+		for r.queue.pending() > 0 {
+			time.Sleep(time.Millisecond)
+		}
+		b.ReportMetric(float64(time.Since(begin).Milliseconds()), "ms-restart-to-rest")
+		runtime.GC()
 		runtime.GC()
 		runtime.ReadMemStats(&after)
+		if f := os.Getenv("THAW_HEAP"); f != "" {
+			w, _ := os.Create(f)
+			_ = pprof.WriteHeapProfile(w)
+			_ = w.Close()
+		}
 		b.ReportMetric(float64(int64(after.HeapAlloc)-int64(before.HeapAlloc))/n, "B/service")
 		if len(p.table.Hosts) != 4*n {
 			b.Fatalf("%d hosts", len(p.table.Hosts))

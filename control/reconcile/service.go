@@ -24,16 +24,17 @@ const (
 
 // reconcileService makes a service's configuration and route be what it says, and its status be what they say.
 func (r *Reconcilers) reconcileService(ctx context.Context, k key) error {
-	s := r.cache.service(k.of())
-	if s == nil {
-		return nil // the children see for themselves that their owner is gone
+	o, err := r.read(ctx, api.Services, k.of())
+	if o == nil {
+		return err // the children see for themselves that their owner is gone
 	}
+	s := o.(*api.Service)
 	next := *s
 	next.Status.ObservedGeneration = s.Generation
 	c := &next.Status.Conditions
 	r.warn(s, c)
 
-	err := r.serviceChildren(ctx, s, &next.Status)
+	err = r.serviceChildren(ctx, s, &next.Status)
 	c.Summarise(r.cfg.Now(), api.ConditionReady, api.ReadyDependents(api.Services)...)
 	if werr := r.updateStatus(ctx, api.Services, s, &next); err == nil {
 		err = werr
@@ -50,20 +51,23 @@ func (r *Reconcilers) serviceChildren(ctx context.Context, s *api.Service, statu
 		}
 	}
 
-	cfg := r.cache.configuration(nameOf(s))
-	if cfg != nil && !owns(s, cfg) {
-		if r.formerChild(s, cfg) {
+	have, err := r.read(ctx, api.Configurations, nameOf(s))
+	if err != nil {
+		return err
+	}
+	if have != nil && !owns(s, have) {
+		if r.formerChild(s, have) {
 			r.queue.add(key{kindConfiguration, s.Namespace, s.Name}) // it goes, and this service is looked at again
 			return nil
 		}
 		c.Set(now, api.ConditionConfigurationsReady, api.False, api.ReasonNotOwned, fmt.Sprintf("There is an existing Configuration %q that we do not own.", s.Name))
 		return nil
 	}
-	o, err := r.apply(ctx, api.Configurations, orNil(cfg), configurationOf(s))
+	o, err := r.apply(ctx, api.Configurations, have, configurationOf(s))
 	if err != nil {
 		return err
 	}
-	cfg = o.(*api.Configuration)
+	cfg := o.(*api.Configuration)
 	if cfg.Generation != cfg.Status.ObservedGeneration {
 		c.Set(now, api.ConditionConfigurationsReady, api.Unknown, reasonOutOfDate, "The Configuration is still working to reflect the latest desired specification.")
 		if cfg.Spec.Template.Name != "" {

@@ -10,12 +10,28 @@ import (
 	"github.com/thawrun/thaw/internal/state"
 )
 
-// Every write of this package goes through here: it has a deadline, and its result is in the cache when it returns.
+// Every call of the store but lists and watches goes through here: it has a deadline, and what it brought is in the cache when
+// it returns.
 
 func (r *Reconcilers) absorb(o api.Object) {
 	if old, changed := r.cache.putOwn(o); changed {
 		r.changed(old, o)
 	}
+}
+
+// read returns an object as the store has it now, which belongs to the caller; nil if there is none.
+func (r *Reconcilers) read(ctx context.Context, k *api.Kind, n name) (api.Object, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.StoreTimeout)
+	defer cancel()
+	o, err := r.store.Get(ctx, k, n.namespace, n.name)
+	if errors.Is(err, state.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	r.absorb(o)
+	return o, nil
 }
 
 func (r *Reconcilers) create(ctx context.Context, k *api.Kind, o api.Object) (api.Object, error) {
@@ -120,16 +136,9 @@ func (r *Reconcilers) removeOrphan(ctx context.Context, k *api.Kind, o api.Objec
 		}
 	}
 	// The watches of two kinds are not in step: the child may be here before its owner. Only the store knows.
-	sub, cancel := context.WithTimeout(ctx, r.cfg.StoreTimeout)
-	defer cancel()
-	owner, err := r.store.Get(sub, ownerKind, at.namespace, at.name)
-	switch {
-	case errors.Is(err, state.ErrNotFound):
-	case err != nil:
+	owner, err := r.read(ctx, ownerKind, at)
+	if err != nil || owner != nil && owner.Meta().UID == c.UID {
 		return false, err
-	case owner.Meta().UID == c.UID:
-		r.absorb(owner)
-		return false, nil
 	}
 	r.cfg.Log.Info("deleted with its owner", "kind", k.Plural, "namespace", at.namespace, "name", o.Meta().Name, "owner", c.Name)
 	return true, r.delete(ctx, k, o, "")
