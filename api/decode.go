@@ -16,7 +16,7 @@ import (
 const (
 	MaxObjectBytes  = 1 << 20
 	MaxObjectDepth  = 64     // objects and lists inside each other
-	MaxObjectValues = 20_000 // members and elements in all; a large service has some hundreds
+	MaxObjectValues = 10_000 // members and elements in all; a large service has some hundreds
 )
 
 // DecodeError says that data is no object of the kind: a bad request, not an invalid object.
