@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/thawrun/thaw/api"
+	"github.com/thawrun/thaw/internal/endpoints"
 	"github.com/thawrun/thaw/internal/hop"
 )
 
@@ -66,8 +68,7 @@ func WriteMetrics(w io.Writer, proxies []*Proxy) error {
 	b := bufio.NewWriter(w)
 	labels := make([]string, len(proxies))
 	for i, p := range proxies {
-		ns, rev := p.cfg.Revision.Split()
-		labels[i] = fmt.Sprintf(`namespace="%s",revision="%s",instance="%s"`, escape(ns), escape(rev), escape(p.cfg.Instance))
+		labels[i] = labelsOf(p.cfg.Revision, p.cfg.Instance)
 	}
 	family := func(name, kind, help string, write func(p *Proxy, labels string)) {
 		fmt.Fprintf(b, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind)
@@ -143,6 +144,30 @@ func (h *histogram) write(w io.Writer, name, labels string) {
 
 // secs writes nanoseconds as seconds.
 func secs(nanos int64) string { return strconv.FormatFloat(float64(nanos)/1e9, 'g', -1, 64) }
+
+// WriteReport writes what the autoscaler reads of one report, in the Prometheus text format. The period of s must have been one second, for
+// its counts to be rates.
+func WriteReport(w io.Writer, s endpoints.Stat) error {
+	b := bufio.NewWriter(w)
+	labels := labelsOf(s.Revision, s.Source)
+	for _, m := range [...]struct {
+		name, help string
+		value      float64
+	}{
+		{"thaw_queueproxy_concurrency_average", "Requests inside, averaged over the last second.", s.Concurrency},
+		{"thaw_queueproxy_proxied_concurrency_average", "The part of them that came through an activator.", s.ProxiedConcurrency},
+		{"thaw_queueproxy_requests_per_second", "Requests that began in the last second.", s.Requests},
+		{"thaw_queueproxy_proxied_requests_per_second", "The part of them that came through an activator.", s.ProxiedRequests},
+	} {
+		fmt.Fprintf(b, "# HELP %s %s\n# TYPE %s gauge\n%s{%s} %g\n", m.name, m.help, m.name, m.name, labels, m.value)
+	}
+	return b.Flush()
+}
+
+func labelsOf(id api.RevisionID, instance string) string {
+	ns, rev := id.Split()
+	return fmt.Sprintf(`namespace="%s",revision="%s",instance="%s"`, escape(ns), escape(rev), escape(instance))
+}
 
 var escaper = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
 

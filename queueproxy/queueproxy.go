@@ -217,6 +217,12 @@ func (p *Proxy) Waiting() int {
 	return waiting
 }
 
+// Total returns how many requests have been accepted since the start.
+func (p *Proxy) Total() uint64 {
+	all, _ := p.load.totals()
+	return all
+}
+
 // Draining says whether new requests are refused.
 func (p *Proxy) Draining() bool { return p.load.isDraining() }
 

@@ -132,6 +132,9 @@ func TestWriteMetrics(t *testing.T) {
 		if err := WriteMetrics(&b, ps); err != nil {
 			t.Fatal(err)
 		}
+		if err := WriteReport(&b, ps[0].Report(time.Now())); err != nil {
+			t.Fatal(err)
+		}
 		sample := regexp.MustCompile(`^([a-z_]+)\{([a-z_]+="([^"\\\n]|\\["\\n])*",?)+\} [0-9.e+-]+$`)
 		declared := map[string]bool{}
 		current := ""
@@ -158,6 +161,7 @@ func TestWriteMetrics(t *testing.T) {
 			`http_server_request_duration_seconds_bucket{namespace="ns",revision="rev",instance="a",status_class="2xx",le="0.05"} 1`,
 			`http_server_request_duration_seconds_sum{namespace="ns",revision="rev",instance="a",status_class="2xx"} 0.03`,
 			`http_server_request_duration_seconds_bucket{namespace="ns",revision="rev",instance="a",status_class="5xx",le="0.005"} 1`,
+			`thaw_queueproxy_requests_per_second{namespace="ns",revision="rev",instance="a"} 3`,
 			`thaw_queueproxy_limit{namespace="ns",revision="rev",instance="q\"u\\o\nte"} 2`,
 		} {
 			if !strings.Contains(b.String(), want+"\n") {
