@@ -37,7 +37,7 @@ func (s *Sidecar) Serve(x *hop.Exchange) error {
 	err := s.Proxy.Serve(x)
 	switch {
 	case err == nil:
-		if s.stopping() {
+		if s.stopping() && x.Hijack == nil {
 			x.Resp.SetConnectionClose() // the next request should find another instance
 		}
 	case errors.Is(err, hop.ErrBusy):

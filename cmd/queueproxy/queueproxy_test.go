@@ -49,7 +49,7 @@ type process struct {
 func run(t *testing.T, env []string, args ...string) *process {
 	t.Helper()
 	p := &process{t: t, cmd: exec.Command(os.Args[0], args...), addr: map[string]string{}, ended: make(chan struct{})}
-	p.cmd.Env = append(append(os.Environ(), "BE_QUEUEPROXY=1"), env...)
+	p.cmd.Env = append(append(os.Environ(), "BE_QUEUEPROXY=1", "GORACE=atexit_sleep_ms=0"), env...) // the race detector would wait a second at each exit
 	p.cmd.Stderr = &p.stderr
 	out, err := p.cmd.StdoutPipe()
 	if err != nil {
