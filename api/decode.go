@@ -34,7 +34,8 @@ func (e *DecodeError) Error() string {
 
 // Decode reads one object of a kind from JSON. It is stricter than encoding/json: names of fields are compared with their
 // case, fields may not come twice, data must be UTF-8 and within the bounds above, nothing may follow the object, and kind
-// and apiVersion must be the kind's (or absent; they are filled in).
+// and apiVersion must be the kind's (or absent; they are filled in). null, {} and [] for a map or a list are as if the field
+// were not there.
 //
 // It returns the paths of fields that the kind does not have, sorted, for a warning; they are dropped. Unknown fields of
 // status are not reported: clients send back what they got, and a status that comes from outside is ignored anyway.
@@ -408,6 +409,9 @@ func (d *decoder) setMap(v reflect.Value, n *node, path string) error {
 	if n.kind != '{' {
 		return wrongType(path, "an object", n)
 	}
+	if len(n.names) == 0 {
+		return nil // as if it were not there: else an object would not be the same after it was written and read
+	}
 	m := reflect.MakeMapWithSize(v.Type(), len(n.names))
 	for i, name := range n.names {
 		e := reflect.New(v.Type().Elem()).Elem()
@@ -423,6 +427,9 @@ func (d *decoder) setMap(v reflect.Value, n *node, path string) error {
 func (d *decoder) setSlice(v reflect.Value, n *node, path string) error {
 	if n.kind != '[' {
 		return wrongType(path, "a list", n)
+	}
+	if len(n.items) == 0 {
+		return nil // see setMap
 	}
 	s := reflect.MakeSlice(v.Type(), len(n.items), len(n.items))
 	for i := range n.items {

@@ -41,7 +41,7 @@ func TestDeepCopySharesNothing(t *testing.T) {
 
 func TestEqualSpec(t *testing.T) {
 	a, b := &Revision{}, &Revision{}
-	a.Spec.Containers, b.Spec.Containers = []Container{{Image: "a", Env: []EnvVar{}}}, []Container{{Image: "a"}}
+	a.Spec.Containers, b.Spec.Containers = []Container{{Image: "a", Env: []EnvVar{}, Resources: Resources{Limits: map[string]Quantity{}}}}, []Container{{Image: "a"}}
 	a.Spec.Volumes, b.Spec.Volumes = raw(`[{"name":"v","x":1}]`), raw(`[ { "x":1, "name":"v" } ]`)
 	a.Name, b.Status.LogURL = "a", "x"
 	if !EqualSpec(a, b) {

@@ -214,6 +214,9 @@ type Resources struct {
 	Requests map[string]Quantity `json:"requests,omitempty"`
 }
 
+// IsZero keeps empty maps from being written as an empty object, which would make two equal specs look different.
+func (r Resources) IsZero() bool { return len(r.Limits) == 0 && len(r.Requests) == 0 }
+
 // Probe is Kubernetes' probe. Exactly one of the four handlers is set after defaulting (TCP on the port).
 type Probe struct {
 	HTTPGet             *HTTPGetAction   `json:"httpGet,omitempty"`
