@@ -35,6 +35,12 @@ func (c *counting) setDown(down bool) {
 	c.down = down
 }
 
+func (c *counting) written() map[string]int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.writes)
+}
+
 func (c *counting) reset() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -88,7 +94,7 @@ func TestStatusWritesAreBounded(t *testing.T) {
 		h.create(service("hello", "one"))
 		h.sleep(5 * time.Second)
 		c.reset()
-		sets := h.p.sets["default/hello-00001"]
+		sets := h.p.setsOf("default/hello-00001")
 		for i := range 10_000 { // 10 s, a change each millisecond
 			h.p.tell("default/hello-00001", i%50, 50, nil)
 			h.r.ObserveScale("default/hello-00001", 40+i%10, true)
@@ -97,16 +103,16 @@ func TestStatusWritesAreBounded(t *testing.T) {
 		h.p.tell("default/hello-00001", 7, 8, nil)
 		h.r.ObserveScale("default/hello-00001", 8, true)
 		h.sleep(2 * time.Second)
-		if n := c.writes[helloKey]; n < 5 || n > 13 {
+		if n := c.written()[helloKey]; n < 5 || n > 13 {
 			t.Errorf("%d writes in 12 s", n)
 		}
-		if len(c.writes) != 1 {
-			t.Errorf("others were written: %v", c.writes)
+		if len(c.written()) != 1 {
+			t.Errorf("others were written: %v", c.written())
 		}
 		if rev := h.revision("hello-00001"); *rev.Status.ActualReplicas != 7 || *rev.Status.DesiredReplicas != 8 {
 			t.Errorf("replicas %d of %d", *rev.Status.ActualReplicas, *rev.Status.DesiredReplicas)
 		}
-		if n := h.p.sets["default/hello-00001"]; n != sets {
+		if n := h.p.setsOf("default/hello-00001"); n != sets {
 			t.Errorf("%d calls of SetRevision for replica counts", n-sets)
 		}
 	})
@@ -120,18 +126,18 @@ func TestNoWriteOnColdStart(t *testing.T) {
 		h.r.ObserveScale("default/hello-00001", 0, false)
 		h.sleep(time.Minute)
 		c.reset()
-		tables := h.p.tables
+		tables := h.p.count()
 		h.r.ObserveScale("default/hello-00001", 1, true)
 		h.p.tell("default/hello-00001", 0, 1, nil)
 		h.sleep(500 * time.Millisecond)
 		h.p.tell("default/hello-00001", 1, 1, nil)
 		h.sleep(499 * time.Millisecond)
-		if len(c.writes) != 0 {
-			t.Errorf("written within the first second: %v", c.writes)
+		if len(c.written()) != 0 {
+			t.Errorf("written within the first second: %v", c.written())
 		}
 		h.sleep(time.Second)
 		h.wantCondition(h.revision("hello-00001"), "Active", "True")
-		if h.p.tables != tables {
+		if h.p.count() != tables {
 			t.Error("the table was made anew for a cold start")
 		}
 	})
@@ -145,13 +151,13 @@ func TestIdleIsQuiet(t *testing.T) {
 		}
 		h.sleep(time.Minute)
 		c.reset()
-		tables := h.p.tables
+		tables := h.p.count()
 		h.sleep(12 * time.Hour)
 		h.r.queue.mu.Lock()
 		timers := len(h.r.queue.timers)
 		h.r.queue.mu.Unlock()
-		if len(c.writes) != 0 || h.p.tables != tables || timers != 0 {
-			t.Errorf("writes %v, tables %d, timers %d", c.writes, h.p.tables-tables, timers)
+		if len(c.written()) != 0 || h.p.count() != tables || timers != 0 {
+			t.Errorf("writes %v, tables %d, timers %d", c.written(), h.p.count()-tables, timers)
 		}
 	})
 }
@@ -182,8 +188,8 @@ func TestRestart(t *testing.T) {
 		if first != before {
 			t.Errorf("the first table after the restart is\n%s\nwant\n%s", first, before)
 		}
-		if len(h.img.calls) != 0 || len(c.writes) != 0 {
-			t.Errorf("a restart resolved %v and wrote %v", h.img, c.writes)
+		if h.img.count() != 0 || len(c.written()) != 0 {
+			t.Errorf("a restart resolved %v and wrote %v", h.img, c.written())
 		}
 		h.sleep(5 * time.Minute)
 		for i := range 10 {
@@ -212,7 +218,7 @@ func TestStoreAway(t *testing.T) {
 			t.Error("synced without a store")
 		default:
 		}
-		if h.p.tables != 0 {
+		if h.p.count() != 0 {
 			t.Error("a table was published")
 		}
 		c.setDown(false)
@@ -222,7 +228,6 @@ func TestStoreAway(t *testing.T) {
 
 		// Writes that fail later are tried again.
 		c.setDown(true)
-		h.p.auto = true
 		h.p.tell("default/hello-00001", 3, 3, nil)
 		h.sleep(10 * time.Second)
 		h.wantHost("hello.default.localhost", "hello-00001=100")
@@ -324,7 +329,7 @@ func TestRelistAfterCompaction(t *testing.T) {
 		if got := h.names(api.Revisions); !slices.Equal(got, []string{"anew-00001", "new-00001", "stays-00001"}) {
 			t.Errorf("revisions %v", got)
 		}
-		if _, there := h.p.revisions["default/gone-00001"]; there {
+		if slices.Contains(h.p.known(), "default/gone-00001") {
 			t.Error("the platform still has the revision")
 		}
 		h.stop()
@@ -338,11 +343,11 @@ func TestRelistAfterCompaction(t *testing.T) {
 func TestDeletedByHand(t *testing.T) {
 	inHouse(t, func(h *house) {
 		h.create(service("hello", "one"))
-		h.p.watch = func(table *routes.Table) {
+		h.p.setWatch(func(table *routes.Table) {
 			if table.Hosts["hello.default.localhost"] == nil {
 				t.Error("the host vanished")
 			}
-		}
+		})
 		h.delete(api.Routes, "hello")
 		h.wantCondition(h.service("hello"), "Ready", "True")
 		h.wantHost("hello.default.localhost", "hello-00001=100")
@@ -359,7 +364,7 @@ func TestDeletedByHand(t *testing.T) {
 func TestSlowResolver(t *testing.T) {
 	inHouseWith(t, Config{Workers: 1, Resolvers: 2}, func(h *house) {
 		answer := make(chan struct{})
-		h.img.slow["slow"] = answer
+		h.img.hang("slow", answer)
 		h.create(service("slow", "slow"))
 		h.create(service("quick", "one"))
 		h.wantCondition(h.service("quick"), "Ready", "True")
@@ -369,9 +374,7 @@ func TestSlowResolver(t *testing.T) {
 		h.sleep(0)
 		h.wantCondition(h.service("slow"), "Ready", "True")
 
-		h.img.mu.Lock()
-		h.img.slow["slow"] = make(chan struct{})
-		h.img.mu.Unlock()
+		h.img.hang("slow", make(chan struct{}))
 		h.create(service("never", "slow"))
 		h.sleep(61 * time.Second)
 		h.wantCondition(h.revision("never-00001"), "Ready", `False ContainerMissing Unable to fetch image "slow": no answer within 1m0s`)
@@ -420,7 +423,7 @@ func TestRevisionGC(t *testing.T) { // test/e2e/gc
 		if got, want := h.names(api.Revisions), []string{"hello-00005", "hello-00006", "hello-00007"}; !slices.Equal(got, want) {
 			t.Errorf("revisions %v, want %v", got, want)
 		}
-		if got := slices.Sorted(maps.Keys(h.p.revisions)); len(got) != 3 {
+		if got := h.p.known(); len(got) != 3 {
 			t.Errorf("the platform has %v", got)
 		}
 		h.wantCondition(h.service("hello"), "Ready", "True")
@@ -524,7 +527,7 @@ func quiet(b *strings.Builder) *slog.Logger { return slog.New(slog.NewTextHandle
 func TestFailureIsLoggedOnce(t *testing.T) {
 	var b strings.Builder
 	inHouseWith(t, Config{Workers: 1, Log: quiet(&b)}, func(h *house) {
-		h.p.broken["bad"] = endpoints.Failure{Reason: "ExitCode1", Message: "panic: no", Count: 3}
+		h.p.breakImage("bad", endpoints.Failure{Reason: "ExitCode1", Message: "panic: no", Count: 3})
 		h.create(service("hello", "bad"))
 		h.sleep(time.Hour)
 	})

@@ -1,7 +1,6 @@
 package reconcile
 
 import (
-	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -62,8 +61,8 @@ func TestServiceCreateListAndDelete(t *testing.T) {
 		h.missing(api.Routes, "hello")
 		h.missing(api.Revisions, "hello-00001")
 		h.wantHost("hello.default.localhost", "")
-		if !slices.Equal(h.p.removed, []api.RevisionID{"default/hello-00001"}) {
-			t.Errorf("removed %v", h.p.removed)
+		if !slices.Equal(h.p.gone(), []api.RevisionID{"default/hello-00001"}) {
+			t.Errorf("removed %v", h.p.gone())
 		}
 	})
 }
@@ -226,7 +225,7 @@ func TestContainerErrorMsg(t *testing.T) {
 		h.wantCondition(h.route("hello"), "AllTrafficAssigned", `False RevisionMissing Configuration "hello" does not have any ready Revision.`)
 		h.wantCondition(h.service("hello"), "Ready", "False RevisionFailed")
 		h.wantHost("hello.default.localhost", "")
-		if rev.Status.ContainerStatuses != nil || len(h.p.sets) != 0 {
+		if rev.Status.ContainerStatuses != nil || len(h.p.known()) != 0 {
 			t.Errorf("statuses %v, platform %v", rev.Status.ContainerStatuses, h.p)
 		}
 
@@ -239,7 +238,7 @@ func TestContainerErrorMsg(t *testing.T) {
 
 func TestContainerExitingMsg(t *testing.T) {
 	inHouse(t, func(h *house) {
-		h.p.auto = false
+		h.p.setAuto(false)
 		h.create(service("hello", "one"))
 		fail := func(n int) {
 			h.p.tell("default/hello-00001", 0, 1, &endpoints.Failure{Reason: "ExitCode5", Message: "exit status 5: could not read config", Count: n})
@@ -265,7 +264,7 @@ func TestContainerExitingMsg(t *testing.T) {
 
 func TestContainerStartFailed(t *testing.T) { // no Knative test has it: a program that cannot be executed fails at once
 	inHouse(t, func(h *house) {
-		h.p.broken["one"] = endpoints.Failure{Reason: "StartFailed", Message: "fork/exec /bin/nope: no such file or directory", Count: 1}
+		h.p.breakImage("one", endpoints.Failure{Reason: "StartFailed", Message: "fork/exec /bin/nope: no such file or directory", Count: 1})
 		h.create(service("hello", "one"))
 		h.wantCondition(h.revision("hello-00001"), "Ready", "False StartFailed Container failed with: fork/exec /bin/nope")
 	})
@@ -337,7 +336,7 @@ func TestRouteBlockedByUnreadyTarget(t *testing.T) {
 		h.wantCondition(s, "ConfigurationsReady", "True")
 		h.wantHost("hello.default.localhost", "hello-00001=100")
 
-		h.p.auto = false
+		h.p.setAuto(false)
 		h.update("hello", func(s *api.Service) {
 			image("two")(s)
 			traffic("hello-00001=50", "hello-00002=50")(s)
@@ -378,7 +377,7 @@ func TestUpdateConfigurationMetadata(t *testing.T) {
 func TestBadRevisionTakesNoTraffic(t *testing.T) {
 	inHouse(t, func(h *house) {
 		h.create(service("hello", "one"))
-		h.p.broken["crash"] = endpoints.Failure{Reason: "ExitCode1", Message: "panic: no", Count: 3}
+		h.p.breakImage("crash", endpoints.Failure{Reason: "ExitCode1", Message: "panic: no", Count: 3})
 		h.update("hello", image("crash"))
 		s := h.service("hello")
 		h.wantCondition(s, "Ready", `False RevisionFailed Revision "hello-00002" failed with message: Container failed with: panic: no`)
@@ -400,7 +399,7 @@ func TestBadRevisionTakesNoTraffic(t *testing.T) {
 // An older revision that gets ready late does not take over from a newer one.
 func TestLatestReadyGoesInOrder(t *testing.T) {
 	inHouse(t, func(h *house) {
-		h.p.auto = false
+		h.p.setAuto(false)
 		h.create(service("hello", "one"))
 		h.update("hello", image("two"))
 		h.p.tell("default/hello-00002", 1, 1, nil)
@@ -418,7 +417,7 @@ func TestLatestReadyGoesInOrder(t *testing.T) {
 // test/e2e/initscale
 func TestInitScaleZero(t *testing.T) {
 	inHouse(t, func(h *house) {
-		h.p.auto = false
+		h.p.setAuto(false)
 		h.create(service("hello", "one", annotated("autoscaling.knative.dev/initial-scale", "0")))
 		h.wantCondition(h.service("hello"), "Ready", "True")
 		h.wantHost("hello.default.localhost", "hello-00001=100")
@@ -430,7 +429,7 @@ func TestInitScalePositive(t *testing.T) {
 	for _, suffix := range []string{"initial-scale", "initialScale", "min-scale"} {
 		t.Run(suffix, func(t *testing.T) {
 			inHouse(t, func(h *house) {
-				h.p.auto = false
+				h.p.setAuto(false)
 				h.create(service("hello", "one", annotated("autoscaling.knative.dev/"+suffix, "3")))
 				h.p.tell("default/hello-00001", 2, 3, nil)
 				h.sleep(0)
@@ -446,7 +445,7 @@ func TestInitScalePositive(t *testing.T) {
 // pkg/reconciler/revision: the progress deadline.
 func TestProgressDeadline(t *testing.T) {
 	inHouse(t, func(h *house) {
-		h.p.auto = false
+		h.p.setAuto(false)
 		h.create(service("slow", "one"))
 		h.create(service("quick", "one", annotated("serving.knative.dev/progress-deadline", "30s")))
 		h.sleep(31 * time.Second)
@@ -564,7 +563,7 @@ func TestClusterLocalVisibility(t *testing.T) {
 		public := []string{"hello.default.localhost", "now-hello.default.localhost"}
 		private := []string{"hello.default", "hello.default.svc", "hello.default.svc.cluster.local",
 			"now-hello.default", "now-hello.default.svc", "now-hello.default.svc.cluster.local"}
-		if got := slices.Sorted(maps.Keys(h.p.table.Hosts)); !slices.Equal(got, slices.Sorted(slices.Values(append(public, private...)))) {
+		if got := h.p.hosts(); !slices.Equal(got, slices.Sorted(slices.Values(append(public, private...)))) {
 			t.Errorf("hosts %v", got)
 		}
 		h.wantHost("hello.default.svc.cluster.local", "hello-00001=100 now:hello-00001")
@@ -576,7 +575,7 @@ func TestClusterLocalVisibility(t *testing.T) {
 		if s.Status.URL != "http://hello.default.svc.cluster.local" || s.Status.Traffic[0].URL != "http://now-hello.default.svc.cluster.local" {
 			t.Errorf("urls %q and %q", s.Status.URL, s.Status.Traffic[0].URL)
 		}
-		if got := slices.Sorted(maps.Keys(h.p.table.Hosts)); !slices.Equal(got, slices.Sorted(slices.Values(private))) {
+		if got := h.p.hosts(); !slices.Equal(got, slices.Sorted(slices.Values(private))) {
 			t.Errorf("hosts %v", got)
 		}
 		h.wantHost("hello.default", "hello-00001=100 now:hello-00001 local")
@@ -619,7 +618,7 @@ func TestServiceRecreate(t *testing.T) {
 			t.Errorf("revision %+v", rev)
 		}
 		h.wantHost("hello.default.localhost", "hello-00001=100")
-		if got := h.p.revisions["default/hello-00001"]; got == nil || got.UID != rev.UID {
+		if got := h.p.revision("default/hello-00001"); got == nil || got.UID != rev.UID {
 			t.Errorf("the platform has %v", got)
 		}
 	})

@@ -86,6 +86,46 @@ func (p *platform) needsNoStart(id api.RevisionID) bool {
 	return p.zero[id]
 }
 
+// What tests read and set; the workers may run again as soon as time goes on, so all of it is under the lock.
+
+func (p *platform) locked(f func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f()
+}
+
+func (p *platform) setAuto(on bool) { p.locked(func() { p.auto = on }) }
+
+func (p *platform) setWatch(f func(*routes.Table)) { p.locked(func() { p.watch = f }) }
+
+func (p *platform) breakImage(image string, f endpoints.Failure) {
+	p.locked(func() { p.broken[image] = f })
+}
+
+func (p *platform) count() (n int) { p.locked(func() { n = p.tables }); return n }
+
+func (p *platform) setsOf(id api.RevisionID) (n int) { p.locked(func() { n = p.sets[id] }); return n }
+
+func (p *platform) hosts() (h []string) {
+	p.locked(func() { h = slices.Sorted(maps.Keys(p.table.Hosts)) })
+	return h
+}
+
+func (p *platform) known() (ids []api.RevisionID) {
+	p.locked(func() { ids = slices.Sorted(maps.Keys(p.revisions)) })
+	return ids
+}
+
+func (p *platform) revision(id api.RevisionID) (r *api.Revision) {
+	p.locked(func() { r = p.revisions[id] })
+	return r
+}
+
+func (p *platform) gone() (ids []api.RevisionID) {
+	p.locked(func() { ids = slices.Clone(p.removed) })
+	return ids
+}
+
 // tell sends a snapshot with so many ready instances.
 func (p *platform) tell(id api.RevisionID, ready, desired int, failure *endpoints.Failure) {
 	p.mu.Lock()
@@ -175,6 +215,18 @@ func (r *resolver) set(image, why string) {
 	} else {
 		r.missing[image] = why
 	}
+}
+
+func (r *resolver) hang(image string, until chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.slow[image] = until
+}
+
+func (r *resolver) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.calls)
 }
 
 func (r *resolver) String() string {

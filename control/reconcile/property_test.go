@@ -156,11 +156,7 @@ func wander(t *testing.T, seed uint64, steps int, lie func(*routes.Table) *route
 	}
 	launch()
 	names := []string{"a", "b", "c"}
-	revisions := func() []api.RevisionID {
-		h.p.mu.Lock()
-		defer h.p.mu.Unlock()
-		return slices.Sorted(maps.Keys(h.p.revisions))
-	}
+	revisions := func() []api.RevisionID { return h.p.known() }
 	version := 0
 	change := func(s *api.Service) {
 		version++
@@ -291,7 +287,7 @@ func wander(t *testing.T, seed uint64, steps int, lie func(*routes.Table) *route
 		if len(rt.Status.Traffic) == 0 {
 			continue // its targets are missing
 		}
-		if h.p.table.Hosts[rt.Name+".default.localhost"] == nil {
+		if !slices.Contains(h.p.hosts(), rt.Name+".default.localhost") {
 			c.failf("%s has traffic %v and is not in the table", rt.Name, rt.Status.Traffic)
 		}
 	}
