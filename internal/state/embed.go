@@ -2,7 +2,6 @@ package state
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -42,6 +41,8 @@ type server struct {
 	etcd  *embed.Etcd
 	quiet atomic.Bool // its messages are of the start or the end, which need no attention
 
+	gaveUp chan struct{} // closed when failed is set
+
 	mu     sync.Mutex
 	failed error // why the server had to give up; guarded by mu
 }
@@ -59,7 +60,7 @@ func openEmbedded(ctx context.Context, cfg Config) (Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &server{dir: dir, lock: lock}
+	s := &server{dir: dir, lock: lock, gaveUp: make(chan struct{})}
 	s.quiet.Store(true) // what matters of the start is in its error
 	if err := s.start(ctx, cfg); err != nil {
 		s.unlock()
@@ -91,37 +92,47 @@ func (s *server) config(cfg Config) *embed.Config {
 // etcd ends the process when it cannot read its files or cannot write any more. In a process that also carries traffic that must not
 // happen: the hook of the logger ends only the goroutine in question, and what follows is an error of every operation.
 func (s *server) start(ctx context.Context, cfg Config) error {
-	started := make(chan error, 1)
-	go func() { // ends with the start of the server, or by the hook
-		err := errors.New("the server gave up") // overwritten below; what remains after the hook
+	type result struct {
+		etcd *embed.Etcd
+		err  error
+	}
+	started := make(chan result, 1)
+	go func() { // ends with the start of the server; one that gave up may leave it waiting for a goroutine that is no more
+		var r result
 		defer func() {
-			if r := recover(); r != nil {
-				err = fmt.Errorf("%v", r)
+			if p := recover(); p != nil {
+				r.err = fmt.Errorf("%v", p)
 			}
-			started <- err
+			started <- r
 		}()
-		s.etcd, err = embed.StartEtcd(s.config(cfg))
+		r.etcd, r.err = embed.StartEtcd(s.config(cfg))
 	}()
+	unusable := func(err error) error { return fmt.Errorf("%w: %s: %w", ErrDataDir, s.dir, err) }
+	late := func() error { return fmt.Errorf("start etcd in %s: %w", s.dir, context.Cause(ctx)) }
 	select {
-	case err := <-started:
+	case <-s.gaveUp:
+		return unusable(s.failure())
+	case r := <-started:
 		if f := s.failure(); f != nil {
-			err = f
+			return unusable(f)
 		}
-		if err != nil {
-			return fmt.Errorf("%w: %s: %w", ErrDataDir, s.dir, err)
+		if r.err != nil {
+			return unusable(r.err)
 		}
+		s.etcd = r.etcd
 	case <-ctx.Done():
-		return fmt.Errorf("start etcd in %s: %w", s.dir, context.Cause(ctx))
+		return late()
 	}
 	select {
 	case <-s.etcd.Server.ReadyNotify():
 		s.quiet.Store(false)
 		return nil
-	case <-s.etcd.Server.StopNotify():
-		return fmt.Errorf("%w: %s: the server stopped: %w", ErrDataDir, s.dir, s.failure())
+	case <-s.gaveUp:
+		_ = s.stop()
+		return unusable(s.failure())
 	case <-ctx.Done():
 		_ = s.stop()
-		return fmt.Errorf("start etcd in %s: %w", s.dir, context.Cause(ctx))
+		return late()
 	}
 }
 
@@ -167,6 +178,7 @@ func (h fatalHook) OnWrite(e *zapcore.CheckedEntry, fields []zapcore.Field) {
 	s.mu.Lock()
 	if s.failed == nil {
 		s.failed = fmt.Errorf("%w: the embedded etcd gave up: %s%s", ErrUnavailable, e.Message, why(fields))
+		close(s.gaveUp)
 	}
 	s.mu.Unlock()
 	runtime.Goexit()

@@ -1,20 +1,19 @@
 package state
 
 import (
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"errors"
 	"log/slog"
 	"math/big"
 	"net"
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -29,8 +28,13 @@ type peer struct {
 	url string
 	dir string
 	tls *transport.TLSInfo
-	*embed.Etcd
+
+	etcd *embed.Etcd
+	once sync.Once
 }
+
+// stop ends the server; clients that are connected cost it some seconds.
+func (p *peer) stop() { p.once.Do(p.etcd.Close) }
 
 func freePort(t *testing.T) string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -41,7 +45,7 @@ func freePort(t *testing.T) string {
 	return l.Addr().String()
 }
 
-func startPeer(t *testing.T, p peer) *peer {
+func startPeer(t *testing.T, p *peer) *peer {
 	t.Helper()
 	if p.url == "" {
 		p.url = "http://" + freePort(t)
@@ -61,6 +65,7 @@ func startPeer(t *testing.T, p peer) *peer {
 	cfg.InitialCluster = "peer=" + memberURL
 	cfg.TickMs, cfg.ElectionMs = tickMs, electionMs
 	cfg.UnsafeNoFsync = true
+	cfg.BcryptCost = 4 // the least there is
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
 	if p.tls != nil {
 		cfg.ClientTLSInfo = *p.tls
@@ -74,14 +79,15 @@ func startPeer(t *testing.T, p peer) *peer {
 	case <-time.After(limit):
 		t.Fatal("etcd is not ready")
 	}
-	p.Etcd = e
-	t.Cleanup(e.Close)
-	return &p
+	p.etcd = e
+	t.Cleanup(p.stop)
+	return p
 }
 
 // etcd goes away and comes back: operations fail within their time, the watch goes on where it was, the session too.
 func TestExternalOutage(t *testing.T) {
-	srv := startPeer(t, peer{})
+	t.Parallel()
+	srv := startPeer(t, &peer{})
 	s, err := Open(t.Context(), Config{Endpoints: []string{srv.url}, OpTimeout: time.Second, Progress: testProgress})
 	if err != nil {
 		t.Fatal(err)
@@ -97,7 +103,7 @@ func TestExternalOutage(t *testing.T) {
 	if got := next(t, events); got.Revision != r1 {
 		t.Errorf("got %+v", got)
 	}
-	srv.Close()
+	srv.stop()
 
 	began := time.Now()
 	_, err = s.Get(t.Context(), "/a/k")
@@ -115,7 +121,7 @@ func TestExternalOutage(t *testing.T) {
 	_, err = Open(t.Context(), Config{Endpoints: []string{srv.url}, DialTimeout: 500 * time.Millisecond})
 	want(t, "open", err, ErrUnavailable)
 
-	startPeer(t, peer{url: srv.url, dir: srv.dir})
+	startPeer(t, &peer{url: srv.url, dir: srv.dir})
 	var r2 int64
 	eventually(t, "writes pass again", func() bool {
 		r2, err = s.Put(t.Context(), "/a/k", []byte("2"), r1)
@@ -134,6 +140,7 @@ func TestExternalOutage(t *testing.T) {
 
 // A lease that the server has given up ends the session, though nobody closed it.
 func TestSessionLost(t *testing.T) {
+	t.Parallel()
 	for _, open := range []func(*testing.T) Store{openTestServer, openTestClient} {
 		s := open(t).(*etcd)
 		e := session(t, t.Context(), s, time.Second).(*etcdSession)
@@ -157,14 +164,15 @@ func TestSessionLost(t *testing.T) {
 
 // A session that cannot reach its server is over after its time to live, by the client's own clock.
 func TestSessionEndsDuringOutage(t *testing.T) {
-	srv := startPeer(t, peer{})
+	t.Parallel()
+	srv := startPeer(t, &peer{})
 	s, err := Open(t.Context(), Config{Endpoints: []string{srv.url}, OpTimeout: time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
 	e := session(t, t.Context(), s, 2*time.Second)
-	srv.Close()
+	srv.stop()
 	select {
 	case <-e.Done():
 	case <-time.After(limit):
@@ -207,10 +215,11 @@ func authority(t *testing.T) (ca, cert, key string) {
 }
 
 func TestExternalTLSAndPassword(t *testing.T) {
+	t.Parallel()
 	ca, cert, key := authority(t)
 	otherCA, _, _ := authority(t)
-	srv := startPeer(t, peer{tls: &transport.TLSInfo{CertFile: cert, KeyFile: key, TrustedCAFile: ca, ClientCertAuth: true}})
-	good := Config{Endpoints: []string{srv.url}, CAFile: ca, CertFile: cert, KeyFile: key, DialTimeout: 2 * time.Second, Log: slog.New(slog.DiscardHandler)}
+	srv := startPeer(t, &peer{tls: &transport.TLSInfo{CertFile: cert, KeyFile: key, TrustedCAFile: ca, ClientCertAuth: true}})
+	good := Config{Endpoints: []string{srv.url}, CAFile: ca, CertFile: cert, KeyFile: key, DialTimeout: limit, Log: slog.New(slog.DiscardHandler)}
 	open := func(cfg Config) (Store, error) {
 		s, err := Open(t.Context(), cfg)
 		if err == nil {
@@ -279,8 +288,3 @@ func TestExternalTLSAndPassword(t *testing.T) {
 }
 
 func second[T any](_ T, err error) error { return err }
-
-var (
-	_ = errors.Is
-	_ context.Context
-)

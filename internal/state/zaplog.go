@@ -26,9 +26,12 @@ type zapCore struct {
 	quiet *atomic.Bool // may be nil
 }
 
-func (c *zapCore) level(l zapcore.Level) slog.Level {
+// earlyNoise is an error that a healthy new server logs in its first second, before its first term is on disk; it tries again.
+const earlyNoise = "failed to update storage version"
+
+func (c *zapCore) level(l zapcore.Level, message string) slog.Level {
 	switch {
-	case c.quiet != nil && c.quiet.Load(), l < zapcore.WarnLevel:
+	case c.quiet != nil && c.quiet.Load(), l < zapcore.WarnLevel, message == earlyNoise:
 		return slog.LevelDebug
 	case l == zapcore.WarnLevel:
 		return slog.LevelWarn
@@ -37,7 +40,7 @@ func (c *zapCore) level(l zapcore.Level) slog.Level {
 }
 
 func (c *zapCore) Enabled(l zapcore.Level) bool {
-	return l > zapcore.DebugLevel && c.log.Enabled(context.Background(), c.level(l))
+	return l > zapcore.DebugLevel && c.log.Enabled(context.Background(), c.level(l, ""))
 }
 
 func (c *zapCore) With(fields []zapcore.Field) zapcore.Core {
@@ -53,7 +56,7 @@ func (c *zapCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Chec
 }
 
 func (c *zapCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
-	c.log.Log(context.Background(), c.level(e.Level), "etcd: "+e.Message, attributes(fields)...)
+	c.log.Log(context.Background(), c.level(e.Level, e.Message), "etcd: "+e.Message, attributes(fields)...)
 	return nil
 }
 
