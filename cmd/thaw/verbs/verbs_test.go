@@ -133,7 +133,7 @@ func TestFailureToGetReady(t *testing.T) {
 func TestDeployImage(t *testing.T) {
 	s := startServer(t)
 	line := []string{"deploy", "web", "--image", "exec:///bin/web", "--env", "A=1", "-e", "B=x=y", "--port", "h2c:9000", "--concurrency", "10",
-		"--min-scale", "1", "--max-scale", "5", "--target", "7", "-a", "instance.thaw.run/socket=fd3", "-a", "serving.knative.dev/rollout-duration=1s", "-n", "team"}
+		"--min-scale", "1", "--max-scale", "5", "--target", "7", "-a", "instance.thaw.run/socket=fd3", "-a", "serving.knative.dev/rollout-duration=0s", "-n", "team"}
 	s.run(t, line...).want(t, 0, "service/web created\nrevision web-00001 ready at http://web.team.localhost:")
 	s.run(t, line...).want(t, 0, "service/web unchanged\n")
 	r := s.run(t, "list", "-n", "team", "-o", "json")
@@ -144,7 +144,7 @@ func TestDeployImage(t *testing.T) {
 	svc := list.Items[0]
 	tpl := svc.Spec.Template
 	got, err := json.Marshal([]any{svc.Annotations["serving.knative.dev/rollout-duration"], tpl.Annotations, tpl.Spec.ContainerConcurrency, tpl.Spec.Containers[0].Env, tpl.Spec.Containers[0].Ports[0].Name, tpl.Spec.Containers[0].Ports[0].ContainerPort})
-	want := `["1s",{"autoscaling.knative.dev/max-scale":"5","autoscaling.knative.dev/min-scale":"1","autoscaling.knative.dev/target":"7","instance.thaw.run/socket":"fd3"},10,[{"name":"A","value":"1"},{"name":"B","value":"x=y"}],"h2c",9000]`
+	want := `["0s",{"autoscaling.knative.dev/max-scale":"5","autoscaling.knative.dev/min-scale":"1","autoscaling.knative.dev/target":"7","instance.thaw.run/socket":"fd3"},10,[{"name":"A","value":"1"},{"name":"B","value":"x=y"}],"h2c",9000]`
 	if err != nil || string(got) != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
