@@ -50,6 +50,7 @@ func (l PackageLimits) withDefaults() PackageLimits {
 type Packages struct {
 	root   string
 	limits PackageLimits
+	sync   func(dir string) error // writes a folder out to disk
 }
 
 // OpenPackages opens the store in dir, makes it if need be, and removes what an interrupted upload left.
@@ -61,7 +62,7 @@ func OpenPackages(dir string, l PackageLimits) (*Packages, error) {
 	if err != nil {
 		return nil, fmt.Errorf("package store: %w", err)
 	}
-	p := &Packages{root: abs, limits: l.withDefaults()}
+	p := &Packages{root: abs, limits: l.withDefaults(), sync: syncTree}
 	entries, err := os.ReadDir(abs)
 	if err != nil {
 		return nil, fmt.Errorf("package store: %w", err)
@@ -112,7 +113,7 @@ func (p *Packages) Upload(ctx context.Context, r io.Reader) (Package, error) {
 	pkg.Image = pkgScheme + "sha256:" + name
 	fi, err := os.Stat(filepath.Join(temp, Run))
 	pkg.Runnable = err == nil && fi.Mode().IsRegular() && fi.Mode()&0o111 != 0
-	if err := seal(temp); err != nil {
+	if err := errors.Join(seal(temp), p.sync(temp)); err != nil {
 		return Package{}, fmt.Errorf("package store: %w", err)
 	}
 	final := filepath.Join(p.root, namePrefix+name)
@@ -277,7 +278,7 @@ func writeFile(root *os.Root, name string, h *tar.Header, r io.Reader) error {
 	return errors.Join(err, f.Close())
 }
 
-// seal makes everything below dir read-only and asks the disk to keep it.
+// seal makes everything below dir read-only.
 func seal(dir string) error {
 	err := filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
 		switch {
@@ -300,13 +301,7 @@ func seal(dir string) error {
 		}
 		return nil
 	})
-	if err == nil {
-		err = os.Chmod(dir, 0o755)
-	}
-	if err == nil {
-		err = syncTree(dir)
-	}
-	return err
+	return errors.Join(err, os.Chmod(dir, 0o755))
 }
 
 // removeAll also deletes folders that were made read-only.

@@ -2,6 +2,7 @@ package logs
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,7 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"sort"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -134,7 +135,16 @@ func (s *Store) find(q Query) ([]target, error) {
 			}
 		}
 	}
-	sort.SliceStable(found, func(i, j int) bool { return found[i].last.Before(found[j].last) })
+	last := map[string]time.Time{} // of an instance's two files together
+	for _, t := range found {
+		if t.last.After(last[t.instance]) {
+			last[t.instance] = t.last
+		}
+	}
+	slices.SortStableFunc(found, func(x, y target) int {
+		return cmp.Or(last[x.instance].Compare(last[y.instance]), strings.Compare(x.instance, y.instance),
+			strings.Compare(y.stream, x.stream)) // stdout before stderr
+	})
 	return found, nil
 }
 

@@ -268,6 +268,7 @@ func (c *cgroups) sweep(keep func(id string) bool) {
 func openGroup(paths []string) *group {
 	g := &group{}
 	for _, p := range paths {
+		p = filepath.Clean(p)
 		if !strings.HasPrefix(p, cgroupRoot+"/") || !strings.Contains(p, "/thaw-") {
 			continue // a state file that somebody edited shall not remove folders elsewhere
 		}

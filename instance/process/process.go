@@ -125,6 +125,7 @@ func New(node string, log *slog.Logger) (*Runtime, error) {
 	if err != nil {
 		return nil, fmt.Errorf("process runtime: %w", err)
 	}
+	keepDescriptors()
 	rt := &Runtime{log: log, null: null, boot: bootID()}
 	rt.groups = newCgroups(node, log)
 	return rt, nil

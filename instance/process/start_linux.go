@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"runtime"
 	"strconv"
@@ -267,6 +268,10 @@ func parseStat(b []byte) (stat, error) {
 	}
 	return s, errors.Join(err, err2)
 }
+
+// keepDescriptors marks what this process was itself started with, beyond the standard files, as not for instances. What Go
+// opens is marked already.
+func keepDescriptors() { _ = unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC) }
 
 func bootID() string {
 	b, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")

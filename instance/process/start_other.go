@@ -79,6 +79,9 @@ func (rt *Runtime) Marked() (map[string][]Identity, error) { return nil, errors.
 // KillStray does nothing here; Marked finds none.
 func (rt *Runtime) KillStray(Identity) {}
 
+// keepDescriptors does nothing here: descriptors that this process was started with are passed on.
+func keepDescriptors() {}
+
 func bootID() string { return "" }
 
 // cgroups and group stand for Linux's control groups, of which there are none here.

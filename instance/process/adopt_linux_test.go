@@ -1,0 +1,149 @@
+package process
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func getsid(pid int) (int, error) { return unix.Getsid(pid) }
+
+func zombie(pid int) bool {
+	st, err := readStat(pid)
+	return err == nil && st.state == 'Z'
+}
+
+// TestAdopt takes hold of a process that is not a child: a shell starts it and leaves.
+func TestAdopt(t *testing.T) {
+	rt := newRuntime(t)
+	out, err := exec.Command("/bin/sh", "-c", Marker+"=adopted-test setsid sleep 300 >/dev/null 2>&1 & echo $!").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(out)))
+	var id Identity
+	await(t, "its session", func() bool {
+		marked, err := rt.Marked()
+		if err != nil || len(marked["adopted-test"]) != 1 {
+			return false
+		}
+		id = marked["adopted-test"][0]
+		sid, _ := unix.Getsid(id.PID)
+		return sid == id.PID
+	})
+	if id.PID != pid {
+		t.Logf("the marker found %d, the shell said %d", id.PID, pid)
+	}
+	wrong := id
+	wrong.Ticks++
+	if _, err := rt.Adopt("adopted-test", wrong); !errors.Is(err, ErrGone) {
+		t.Errorf("adopted a pid that was used again: %v", err)
+	}
+	wrong = id
+	wrong.Boot = "another"
+	if _, err := rt.Adopt("adopted-test", wrong); !errors.Is(err, ErrGone) {
+		t.Errorf("adopted a process of another boot: %v", err)
+	}
+	p, err := rt.Adopt("adopted-test", id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-p.Done():
+		t.Fatal("a living process is done")
+	default:
+	}
+	p.Terminate()
+	<-p.Done()
+	if p.Exit().Known {
+		t.Error("claims to know how a stranger's child ended")
+	}
+	if _, err := rt.Adopt("adopted-test", id); !errors.Is(err, ErrGone) {
+		t.Errorf("adopted a dead process: %v", err)
+	}
+}
+
+func TestMemoryLimit(t *testing.T) {
+	rt := newRuntime(t)
+	if !strings.Contains(rt.Isolation(), "memory") || strings.Contains(rt.Isolation(), "no limits") {
+		t.Skip("no memory controller may be used here: " + rt.Isolation())
+	}
+	// A shell that doubles a string until it is stopped; the sleep lets the process arrive in its group first.
+	s, out := shell(t, `sleep 0.1; x=0123456789abcdef; while :; do x=$x$x; done`)
+	s.Limits.MemoryBytes = 32 << 20
+	p := start(t, rt, s)
+	<-p.Done()
+	if e := p.Exit(); e.Reason() != "OOMKilled" {
+		t.Errorf("%+v %s, output %q; %s", e, e.Reason(), contents(out), rt.Isolation())
+	}
+}
+
+func TestPIDLimit(t *testing.T) {
+	rt := newRuntime(t)
+	if !strings.Contains(rt.Isolation(), "pids") {
+		t.Skip("no pids controller may be used here: " + rt.Isolation())
+	}
+	s, out := shell(t, `sleep 0.1; for i in 1 2 3 4 5 6 7 8 9; do sleep 30 & done; echo all`)
+	s.Limits.PIDs = 5
+	p := start(t, rt, s)
+	<-p.Done()
+	if strings.Contains(contents(out), "all") {
+		t.Errorf("nine children within a limit of five: %q", contents(out))
+	}
+}
+
+func TestGroupsAreRemoved(t *testing.T) {
+	rt := newRuntime(t)
+	if rt.groups == nil {
+		t.Skip("no cgroups here")
+	}
+	s, _ := shell(t, "exec sleep 300")
+	p := start(t, rt, s)
+	paths := p.Identity().Cgroups
+	if len(paths) == 0 || filepath.Base(paths[0]) != s.ID {
+		t.Fatalf("groups %v", paths)
+	}
+	p.Kill()
+	<-p.Done()
+	for _, dir := range paths {
+		if _, err := os.Stat(dir); err == nil {
+			t.Errorf("%s is left", dir)
+		}
+	}
+	// What nobody claims is swept, what is kept is not.
+	a, b := start(t, rt, func() *Spec { s, _ := shell(t, "exec sleep 300"); return s }()), start(t, rt, func() *Spec { s, _ := shell(t, "exec sleep 300"); return s }())
+	rt.Sweep(func(id string) bool { return id == filepath.Base(a.Identity().Cgroups[0]) })
+	<-b.Done()
+	select {
+	case <-a.Done():
+		t.Error("swept what was to be kept")
+	default:
+	}
+}
+
+func TestOpenGroupStaysInItsTree(t *testing.T) {
+	g := openGroup([]string{"/etc", "/sys/fs/cgroup/memory/user.slice", cgroupRoot + "/../../../tmp/thaw-x"})
+	if len(g.paths()) != 0 {
+		t.Errorf("accepted %v", g.paths())
+	}
+}
+
+func FuzzParseStat(f *testing.F) {
+	own, _ := os.ReadFile("/proc/self/stat")
+	f.Add(own)
+	f.Add([]byte("1 (a) b) S 1 1 1"))
+	f.Fuzz(func(t *testing.T, b []byte) { _, _ = parseStat(b) })
+}
+
+func TestParseStat(t *testing.T) {
+	st, err := parseStat([]byte("42 (evil) R 1 2 (x) S 1 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 98765 100 200 18446744073709551615 1 2 3 4 5 6 7 8 9 10 11 12 17 1 0 0 0 0 0 1 2 3 4 140000 6 7"))
+	if err != nil || st.state != 'S' || st.session != 42 || st.ticks != 98765 {
+		t.Errorf("%+v, %v", st, err)
+	}
+}
