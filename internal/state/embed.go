@@ -15,6 +15,7 @@ import (
 
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	"go.etcd.io/etcd/server/v3/storage/schema"
 	"go.uber.org/zap/zapcore"
 )
 
@@ -27,6 +28,9 @@ const (
 	// etcd keeps the raft log of this many writes in memory, for followers that we do not have.
 	raftEntries = 1000
 	raftCatchUp = 100
+	// startTimeout is when a server that is still not ready is given up; replaying its log takes a healthy one a second at most.
+	startTimeout = time.Minute
+	behindTimeout = 4 * time.Second
 	// closeTimeout bounds the wait for a server that has failed; a healthy one needs a few milliseconds.
 	closeTimeout = 2 * time.Second
 )
@@ -123,16 +127,48 @@ func (s *server) start(ctx context.Context, cfg Config) error {
 	case <-ctx.Done():
 		return late()
 	}
-	select {
-	case <-s.etcd.Server.ReadyNotify():
-		s.quiet.Store(false)
-		return nil
-	case <-s.gaveUp:
+	if err := s.ready(ctx); err != nil {
 		_ = s.stop()
-		return unusable(s.failure())
-	case <-ctx.Done():
-		_ = s.stop()
-		return late()
+		if ctx.Err() != nil {
+			return late()
+		}
+		return unusable(err)
+	}
+	s.quiet.Store(false)
+	return nil
+}
+
+// ready waits until the server serves. If the raft log has lost entries that the database has already, etcd would take new ones for
+// known and answer nothing until as many have come again: that is found out here instead.
+func (s *server) ready(ctx context.Context) error {
+	srv := s.etcd.Server
+	inDatabase, _ := schema.ReadConsistentIndex(srv.Backend().ReadTx())
+	poll := time.NewTicker(20 * time.Millisecond)
+	defer poll.Stop()
+	slow := time.After(startTimeout)
+	var since time.Time // when the server led and was behind its database for the first time
+	for {
+		select {
+		case <-srv.ReadyNotify():
+			return nil
+		case <-s.gaveUp:
+			return s.failure()
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-slow:
+			return fmt.Errorf("the server is not ready after %s", startTimeout)
+		case <-poll.C:
+			inLog := srv.CommittedIndex()
+			behind := srv.Leader() != 0 && inLog < inDatabase
+			switch { // a healthy server is behind for one write to the disk at most
+			case !behind:
+				since = time.Time{}
+			case since.IsZero():
+				since = time.Now()
+			case time.Since(since) > behindTimeout:
+				return fmt.Errorf("the log (member/wal) ends at entry %d, but the database (member/snap/db) is at %d: the log is damaged", inLog, inDatabase)
+			}
+		}
 	}
 }
 
@@ -177,7 +213,7 @@ func (h fatalHook) OnWrite(e *zapcore.CheckedEntry, fields []zapcore.Field) {
 	s := h.server
 	s.mu.Lock()
 	if s.failed == nil {
-		s.failed = fmt.Errorf("%w: the embedded etcd gave up: %s%s", ErrUnavailable, e.Message, why(fields))
+		s.failed = fmt.Errorf("the embedded etcd gave up: %s%s", e.Message, why(fields))
 		close(s.gaveUp)
 	}
 	s.mu.Unlock()

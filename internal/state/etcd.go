@@ -107,8 +107,11 @@ func (s *etcd) usable() error {
 	if closed {
 		return ErrClosed
 	}
-	if s.server != nil {
-		return s.server.failure()
+	if s.server == nil {
+		return nil
+	}
+	if err := s.server.failure(); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return nil
 }
