@@ -146,13 +146,13 @@ func TestNoWriteOnColdStart(t *testing.T) {
 // At rest nothing happens at all: no pass, no write, no timer for days.
 func TestIdleIsQuiet(t *testing.T) {
 	inCountedHouse(t, func(h *house, c *counting) {
-		for i := range 20 {
+		for i := range 5 {
 			h.create(service(fmt.Sprintf("s%d", i), "one"))
 		}
 		h.sleep(time.Minute)
 		c.reset()
 		tables := h.p.count()
-		h.sleep(12 * time.Hour)
+		h.sleep(3 * time.Hour)
 		h.r.queue.mu.Lock()
 		timers := len(h.r.queue.timers)
 		h.r.queue.mu.Unlock()

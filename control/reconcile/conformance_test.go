@@ -247,6 +247,7 @@ func TestContainerExitingMsg(t *testing.T) {
 		fail(1)
 		fail(2)
 		h.wantCondition(h.revision("hello-00001"), "Ready", "Unknown Deploying")
+		h.wantCondition(h.revision("hello-00001"), "ContainerHealthy", "Unknown Deploying Container failed with: exit status 5: could not read config")
 		fail(3)
 		rev := h.revision("hello-00001")
 		h.wantCondition(rev, "ContainerHealthy", "False ExitCode5 Container failed with: exit status 5: could not read config")

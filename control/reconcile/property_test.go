@@ -80,7 +80,7 @@ func (c *checker) report() []string {
 // TestTableInvariants drives services with random updates, readiness, failures, deletions by hand and restarts, and checks
 // every table that is ever published. THAW_SEED repeats one run.
 func TestTableInvariants(t *testing.T) {
-	seeds := []uint64{rand.Uint64(), rand.Uint64(), 1, 2}
+	seeds := []uint64{rand.Uint64(), 1}
 	if s := os.Getenv("THAW_SEED"); s != "" {
 		n, err := strconv.ParseUint(s, 10, 64)
 		if err != nil {
@@ -90,7 +90,7 @@ func TestTableInvariants(t *testing.T) {
 	}
 	for _, seed := range seeds {
 		synctest.Test(t, func(t *testing.T) {
-			if failures := wander(t, seed, 150, nil); len(failures) > 0 {
+			if failures := wander(t, seed, 120, nil); len(failures) > 0 {
 				t.Errorf("THAW_SEED=%d:\n%v", seed, failures)
 			}
 		})
@@ -122,7 +122,7 @@ func TestTableInvariantsCanFail(t *testing.T) {
 		},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			if len(wander(t, 5, 60, lie)) == 0 {
+			if len(wander(t, 5, 80, lie)) == 0 {
 				t.Errorf("%s: not noticed", name)
 			}
 		})
@@ -272,8 +272,8 @@ func wander(t *testing.T, seed uint64, steps int, lie func(*routes.Table) *route
 		}
 	}
 	// In the end everything gets ready, and every service is reached under its name.
-	for range 3 {
-		h.sleep(10 * time.Minute)
+	for range 3 { // a named revision may have to wait for another one's collection
+		h.sleep(90 * time.Second)
 		for _, id := range revisions() {
 			c.mu.Lock()
 			ready[id] = true
@@ -281,7 +281,7 @@ func wander(t *testing.T, seed uint64, steps int, lie func(*routes.Table) *route
 			h.p.tell(id, 3, 3, nil)
 		}
 	}
-	h.sleep(10 * time.Minute)
+	h.sleep(90 * time.Second)
 	for _, o := range mustList(h, api.Routes) {
 		rt := o.(*api.Route)
 		if len(rt.Status.Traffic) == 0 {

@@ -12,8 +12,8 @@ import (
 	"github.com/thawrun/thaw/api"
 )
 
-// startFailed is the reason of a failure that no second try can heal: the code cannot even be executed.
-const startFailed = "StartFailed"
+// hopeless are the reasons of failures that a second try does not heal: the code is not there, or cannot even be executed.
+var hopeless = map[string]bool{"StartFailed": true, "CodeNotFound": true, "CodeChanged": true}
 
 // slowResolve is how long a resolution may take before the status says that it is under way. Usual ones are over before
 // that would be written.
@@ -108,7 +108,7 @@ func (r *Reconcilers) judge(rev *api.Revision, obs observation, now time.Time) t
 	case obs.ready() >= initialScale(rev):
 		c.Set(now, api.ConditionContainerHealthy, api.True, "", "")
 		c.Set(now, api.ConditionResourcesAvailable, api.True, "", "")
-	case failure != nil && (failure.Reason == startFailed || failure.Count >= r.cfg.MaxStartFailures || waited >= deadline):
+	case failure != nil && (hopeless[failure.Reason] || failure.Count >= r.cfg.MaxStartFailures || waited >= deadline):
 		c.Set(now, api.ConditionContainerHealthy, api.False, failure.Reason, "Container failed with: "+failure.Message)
 		if waited >= deadline {
 			late(c, now, deadline)
@@ -118,7 +118,11 @@ func (r *Reconcilers) judge(rev *api.Revision, obs observation, now time.Time) t
 	default:
 		for _, typ := range []string{api.ConditionContainerHealthy, api.ConditionResourcesAvailable} {
 			if v := c.Get(typ); v == nil || v.Status != api.False || v.Reason == api.ReasonContainerMissing {
-				c.Set(now, typ, api.Unknown, api.ReasonDeploying, "") // a failure stays until an instance gets ready
+				message := ""
+				if failure != nil && typ == api.ConditionContainerHealthy {
+					message = "Container failed with: " + failure.Message // it is tried again, but who waits may want to know
+				}
+				c.Set(now, typ, api.Unknown, api.ReasonDeploying, message) // a failure stays until an instance gets ready
 			}
 		}
 		return deadline - waited

@@ -140,7 +140,7 @@ func TestRolloutSums(t *testing.T) {
 			}
 			look()
 		}
-		for range 300 {
+		for range 120 {
 			now = now.Add(5 * time.Minute)
 			look()
 		}
