@@ -31,11 +31,9 @@ func (p *Prober) connect(ctx context.Context) (net.Conn, error) {
 	return c, nil
 }
 
-// bind lets ctx end what is going on on c. The returned func must be called before c is used otherwise.
+// bind lets ctx end what is going on on c. A deadline of the connection's own would often be a little ahead of ctx, and the failure would
+// not say whose time was over. The returned func must be called before c is used otherwise.
 func bind(ctx context.Context, c net.Conn) (release func()) {
-	if d, ok := ctx.Deadline(); ok {
-		c.SetDeadline(d)
-	}
 	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
 	return func() { stop() }
 }

@@ -245,15 +245,26 @@ func TestNewRefuses(t *testing.T) {
 // A command that does not end is killed with everything it has started.
 func TestExecKillsGroup(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "pid")
-	p, err := New(&api.Probe{Exec: &api.ExecAction{Command: []string{"sh", "-c", "sleep 60 & echo $! >" + file + "; wait"}}}, "", Options{})
+	p, err := New(&api.Probe{TimeoutSeconds: 60, Exec: &api.ExecAction{Command: []string{"sh", "-c", "sleep 60 & echo $! >" + file + ".new; mv " + file + ".new " + file + "; wait"}}}, "",
+		Options{Env: []string{"PATH=" + os.Getenv("PATH")}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Once(t.Context()); !errors.Is(err, context.DeadlineExceeded) {
-		t.Fatal(err)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- p.Once(ctx) }()
+	var b []byte
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		if b, err = os.ReadFile(file); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
 	}
-	b, err := os.ReadFile(file)
-	if err != nil {
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
 	pid, _ := strconv.Atoi(strings.TrimSpace(string(b)))
