@@ -24,7 +24,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/thawrun/thaw/api"
-	"github.com/thawrun/thaw/internal/images"
+	"github.com/thawrun/thaw/instance/code"
 )
 
 // all are the examples; the test below compares the list with the folders.
@@ -532,7 +532,7 @@ func TestServicesAreValid(t *testing.T) {
 	if !slices.Equal(found, all) {
 		t.Errorf("examples with a service.yaml: %q, tested: %q", found, all)
 	}
-	codes, err := images.Load("images.yaml")
+	codes, err := code.LoadImages("images.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -561,12 +561,13 @@ func TestServicesAreValid(t *testing.T) {
 			t.Errorf("%s: %v", name, errs)
 		}
 		svc := o.(*api.Service)
-		target, ok := codes.Lookup(svc.Spec.Template.Spec.Containers[0].Image)
-		if !ok || filepath.Base(target.Folder) != name || svc.Name != name {
-			t.Errorf("%s: service %s, image %s leads to %+v", name, svc.Name, svc.Spec.Template.Spec.Containers[0].Image, target)
+		image := svc.Spec.Template.Spec.Containers[0].Image
+		folder, ok := strings.CutPrefix(codes[image], "exec://")
+		if !ok || filepath.Base(folder) != name || svc.Name != name {
+			t.Errorf("%s: service %s, image %s leads to %q", name, svc.Name, image, codes[image])
 		}
-		_, runErr := os.Stat(filepath.Join(target.Folder, "run"))
-		_, goErr := os.Stat(filepath.Join(target.Folder, "main.go"))
+		_, runErr := os.Stat(filepath.Join(folder, "run"))
+		_, goErr := os.Stat(filepath.Join(folder, "main.go"))
 		if runErr != nil && goErr != nil {
 			t.Errorf("%s is neither a Go program nor has it a file run", name)
 		}

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -73,6 +74,45 @@ func Create(ctx context.Context, dir string, w io.Writer, log io.Writer) (Info, 
 	info, err := pack(tmp, w)
 	info.Built = true
 	return info, err
+}
+
+// Programs goes through a map of image references to local code (as instance/code reads it from a file) and compiles each
+// folder that is a Go main package without an executable "run": its program gets a folder of its own below out, and the
+// reference leads there. All other entries stay as they are. The map that is given is not changed.
+//
+// It is meant for the start of a server on a developer's machine: the Go tool's cache makes all but the first start quick.
+func Programs(ctx context.Context, images map[string]string, out string, log io.Writer) (map[string]string, error) {
+	done := make(map[string]string, len(images))
+	built := map[string]string{} // by folder: several references may lead to one
+	for _, ref := range slices.Sorted(maps.Keys(images)) {
+		target := images[ref]
+		done[ref] = target
+		dir, ok := strings.CutPrefix(target, "exec://")
+		if st, err := os.Stat(dir); !ok || err != nil || !st.IsDir() {
+			continue
+		}
+		if st, err := os.Stat(filepath.Join(dir, Entry)); err == nil && st.Mode()&0o111 != 0 {
+			continue
+		}
+		if program, ok := built[dir]; ok {
+			done[ref] = "exec://" + program
+			continue
+		}
+		if ok, err := goMain(ctx, dir); err != nil {
+			return nil, fmt.Errorf("image %s: %w", ref, err)
+		} else if !ok {
+			continue
+		}
+		sum := sha256.Sum256([]byte(dir))
+		program := filepath.Join(out, filepath.Base(dir)+"-"+hex.EncodeToString(sum[:4]), Entry)
+		// The Go tool replaces a program that runs by removing it first; those who run it keep the old one.
+		if err := build(ctx, dir, program, log); err != nil {
+			return nil, fmt.Errorf("image %s: %w", ref, err)
+		}
+		built[dir] = program
+		done[ref] = "exec://" + program
+	}
+	return done, nil
 }
 
 // goMain says whether dir holds a Go main package. A folder with Go files that the Go tool cannot read is an error, so that

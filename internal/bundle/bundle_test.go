@@ -10,6 +10,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -192,5 +193,46 @@ func TestCreateRefuses(t *testing.T) {
 	}
 	if _, err := Create(context.Background(), t.TempDir(), io.Discard, io.Discard); !errors.Is(err, ErrNoEntry) {
 		t.Errorf("an empty folder: %v", err)
+	}
+}
+
+func TestPrograms(t *testing.T) {
+	if testing.Short() {
+		t.Skip("calls the Go tool")
+	}
+	dir, out := t.TempDir(), t.TempDir()
+	write(t, dir, "go/go.mod", "module example.test/x\n\ngo 1.26\n", 0o644)
+	write(t, dir, "go/main.go", program, 0o644)
+	write(t, dir, "script/run", "#!/bin/sh\n", 0o755)
+	write(t, dir, "file", "#!/bin/sh\n", 0o755)
+	given := map[string]string{
+		"a/go": "exec://" + dir + "/go", "b/go": "exec://" + dir + "/go", "a/script": "exec://" + dir + "/script",
+		"a/file": "exec://" + dir + "/file", "a/gone": "exec://" + dir + "/gone", "a/pkg": "pkg://sha256:00",
+	}
+	got, err := Programs(context.Background(), given, out, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ref, target := range given {
+		if strings.HasSuffix(ref, "/go") {
+			continue
+		}
+		if got[ref] != target {
+			t.Errorf("%s leads to %s", ref, got[ref])
+		}
+	}
+	path, ok := strings.CutPrefix(got["a/go"], "exec://"+out+"/go-")
+	if !ok || !strings.HasSuffix(path, "/run") || got["b/go"] != got["a/go"] {
+		t.Errorf("the Go program is %s and %s", got["a/go"], got["b/go"])
+	}
+	if said, err := exec.Command(strings.TrimPrefix(got["a/go"], "exec://")).CombinedOutput(); err != nil || string(said) != "hello\n" {
+		t.Errorf("it says %q, %v", said, err)
+	}
+	if given["a/go"] != "exec://"+dir+"/go" {
+		t.Error("the map that was given has been changed")
+	}
+	write(t, dir, "go/main.go", "package main\nfunc main() { undefined() }\n", 0o644)
+	if _, err := Programs(context.Background(), given, out, io.Discard); err == nil || !strings.Contains(err.Error(), "image a/go: go build in ") {
+		t.Errorf("a program that does not compile: %v", err)
 	}
 }

@@ -31,7 +31,7 @@ type LogOptions struct {
 	Service  string
 	Revision string
 	Instance string
-	Tail     int  // at most that many lines of the past; below 0 = all that is kept
+	Tail     int  // at most that many lines of the past of each instance and stream; 0 = none, below 0 = all that is kept
 	Follow   bool // go on with what is written from now on
 }
 
@@ -44,8 +44,11 @@ func (c *Client) Logs(ctx context.Context, ns string, o LogOptions) iter.Seq2[Lo
 				q.Set(name, v)
 			}
 		}
-		if o.Tail >= 0 {
+		switch { // on the wire 0 is all, which is what leaving it out means, and below 0 is none
+		case o.Tail > 0:
 			q.Set("tail", strconv.Itoa(o.Tail))
+		case o.Tail == 0:
+			q.Set("tail", "-1")
 		}
 		if o.Follow {
 			q.Set("follow", "true")

@@ -39,7 +39,7 @@ its revision and instance. Instances that are gone count too, as long as their o
 	f := cmd.Flags()
 	f.StringVarP(&s.output, "output", "o", "", "print as json: one object per line")
 	f.BoolVarP(&o.Follow, "follow", "f", false, "go on with what is written from now on")
-	f.IntVar(&o.Tail, "tail", -1, "only the last N lines of the past (-1 = all that is kept)")
+	f.IntVar(&o.Tail, "tail", -1, "only the last N lines of each instance and stream (0 = only what comes from now on, -1 = all that is kept)")
 	f.StringVar(&o.Revision, "revision", "", "only of this revision")
 	f.StringVar(&o.Instance, "instance", "", "only of this instance")
 	f.BoolVar(&plain, "plain", false, "the text alone, without revision and instance")
