@@ -66,18 +66,6 @@ func TestSelectors(t *testing.T) {
 	if _, err := parseSelector(strings.Repeat("a,", maxSelectorBytes/2)+"a", ""); err == nil {
 		t.Error("a selector over the bound is taken")
 	}
-	if name, ok := mustSelector(t, "metadata.namespace=x,metadata.name=y").name(); !ok || name != "y" {
-		t.Error(name, ok)
-	}
-}
-
-func mustSelector(t *testing.T, fields string) selector {
-	t.Helper()
-	s, err := parseSelector("", fields)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
 }
 
 // FuzzSelector: whatever is taken means the same when it is written out and read again.

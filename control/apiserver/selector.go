@@ -55,16 +55,6 @@ func parseSelector(labels, fields string) (selector, error) {
 // empty says that everything matches.
 func (s selector) empty() bool { return len(s.labels) == 0 && len(s.fields) == 0 }
 
-// name returns the one name that can match, if the fields say so: the object is then read alone.
-func (s selector) name() (string, bool) {
-	for _, f := range s.fields {
-		if f.field == "metadata.name" && !f.not {
-			return f.value, true
-		}
-	}
-	return "", false
-}
-
 func (s selector) matches(m *api.ObjectMeta) bool {
 	for _, f := range s.fields {
 		v := m.Name
