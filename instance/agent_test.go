@@ -491,6 +491,43 @@ func TestLogsOfInstances(t *testing.T) {
 	}
 }
 
+// TestSlowStarterIsSeenSoon: the function notes when it begins to listen. The bound is loose, for machines that are busy.
+func TestSlowStarterIsSeenSoon(t *testing.T) {
+	r := newRig(t, nil)
+	rev := revisionOf(t, "late-00001", "late", "DELAY=400ms")
+	r.SetRevision(rev)
+	r.Scale(rev.ID(), 1, time.Now())
+	in := r.ready(rev.ID(), 1).Instances[0]
+	if took := in.Start.Ready.Sub(in.Start.Exec); took < 400*time.Millisecond || took > 900*time.Millisecond {
+		t.Errorf("ready %v after exec, it slept 400ms before it listened", took)
+	}
+}
+
+func TestFloodIsBounded(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.Logs = logs.Config{FileBytes: 100 << 10, Poll: 20 * time.Millisecond} })
+	rev := revisionOf(t, "flood-00001", "flood") // prints 4 MiB, then serves
+	r.SetRevision(rev)
+	r.Scale(rev.ID(), 1, time.Now())
+	r.ready(rev.ID(), 1)
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		var size int64
+		files, _ := filepath.Glob(filepath.Join(r.dir, "logs", "default", "flood-00001", "*.log*"))
+		for _, f := range files {
+			if fi, err := os.Stat(f); err == nil {
+				size += fi.Size()
+			}
+		}
+		if size > 0 && size <= 2*(100<<10) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d bytes of logs are kept, the bound is two files of 100 KiB", size)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
 func TestBackOff(t *testing.T) {
 	for crashes, want := range map[int]time.Duration{
 		0: 0, 1: 0, 2: 100 * time.Millisecond, 3: 200 * time.Millisecond, 10: 25600 * time.Millisecond, 11: maxBackOff, 1000: maxBackOff,

@@ -109,13 +109,6 @@ func function(vice string) {
 	mux.HandleFunc("/well", func(w http.ResponseWriter, r *http.Request) { ill.Store(false) })
 	mux.HandleFunc("/exit", func(w http.ResponseWriter, r *http.Request) { os.Exit(7) })
 	mux.HandleFunc("/say", func(w http.ResponseWriter, r *http.Request) { fmt.Println(r.URL.Query().Get("what")) })
-	mux.HandleFunc("/alloc", func(w http.ResponseWriter, r *http.Request) {
-		b := make([]byte, 512<<20)
-		for i := range b {
-			b[i] = 1
-		}
-		fmt.Fprint(w, len(b))
-	})
 	mux.HandleFunc("/escape", func(w http.ResponseWriter, r *http.Request) { // a child that leaves the session
 		p, err := os.StartProcess("/bin/sleep", []string{"sleep", "300"}, &os.ProcAttr{
 			Env: os.Environ(), Files: []*os.File{nil, nil, nil}, Sys: &syscall.SysProcAttr{Setsid: true}})
