@@ -210,14 +210,12 @@ func (a *Activator) hold(r *revision, x *hop.Exchange) error {
 	}
 	w := breaker.NewWaiter(x.Client, held(x), time.Now())
 	if err := r.b.Enqueue(w); err != nil {
-		w.Free()
 		return a.refused(r, err)
 	}
 	r.begin()
 	t, err := a.wait(r, x, w)
 	if err != nil {
 		r.end()
-		w.Free()
 		return err
 	}
 	return a.counted(r, x, t, w)
@@ -254,7 +252,6 @@ func (a *Activator) counted(r *revision, x *hop.Exchange, t *breaker.Target, w *
 	switch {
 	case err == nil:
 		if w != nil {
-			w.Free()
 			a.note(x, tg.instance)
 		}
 		x.OnFinish(t)
@@ -265,9 +262,6 @@ func (a *Activator) counted(r *revision, x *hop.Exchange, t *breaker.Target, w *
 	}
 	r.b.Release(t)
 	r.end()
-	if w != nil {
-		w.Free()
-	}
 	return err
 }
 
@@ -282,13 +276,11 @@ func (a *Activator) again(r *revision, x *hop.Exchange, t *breaker.Target, w *br
 	a.m.again.Add(context.Background(), 1)
 	if err := r.b.Requeue(w, t, time.Now()); err != nil {
 		r.end()
-		w.Free()
 		return a.refused(r, err)
 	}
 	next, err := a.wait(r, x, w)
 	if err != nil {
 		r.end()
-		w.Free()
 		return err
 	}
 	return a.counted(r, x, next, w)

@@ -150,7 +150,6 @@ func (p *Proxy) wait(x *hop.Exchange) error {
 		return hop.ErrBusy
 	}
 	w := breaker.NewWaiter(x.Client, 0, time.Now()) // 0 bytes: the body has not been read
-	defer w.Free()
 	err := p.breaker.Enqueue(w)
 	if err == nil {
 		p.arm()

@@ -232,7 +232,9 @@ func appendList(h *fasthttp.RequestHeader, key, v string) {
 
 // quoted returns s as it may stand in Forwarded: a token, or else a quoted string (a port's colon needs it).
 func quoted(s string) string {
-	if strings.IndexFunc(s, func(c rune) bool { return !(c == '-' || c == '.' || c >= '0' && c <= '9' || c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z') }) < 0 {
+	if strings.IndexFunc(s, func(c rune) bool {
+		return !(c == '-' || c == '.' || c >= '0' && c <= '9' || c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z')
+	}) < 0 {
 		return s
 	}
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`

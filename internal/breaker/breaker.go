@@ -139,19 +139,10 @@ type Waiter struct {
 	prev, next *Waiter
 }
 
-var waiters = sync.Pool{New: func() any { return &Waiter{done: make(chan struct{}, 1)} }}
-
-// NewWaiter takes a waiter from the pool; Free gives it back.
+// NewWaiter returns a place for a request that has waited since the given time and holds so many bytes. It is not pooled: a
+// request that waits is not the one whose allocations count, and a stale pointer to a place could end a stranger's wait.
 func NewWaiter(c hop.Client, bytes int64, since time.Time) *Waiter {
-	w := waiters.Get().(*Waiter)
-	w.Client, w.Bytes, w.Since = c, bytes, since
-	return w
-}
-
-// Free puts w back into the pool. It must not be queued.
-func (w *Waiter) Free() {
-	w.Client, w.target, w.err = nil, nil, nil
-	waiters.Put(w)
+	return &Waiter{Client: c, Bytes: bytes, Since: since, done: make(chan struct{}, 1)}
 }
 
 // Try takes a free slot if there is one and nobody waits for it; else nil.
@@ -359,35 +350,19 @@ func (b *Breaker) Sweep(now time.Time, maxAge time.Duration) bool {
 		b.dispatchLocked()
 	}
 	// Clients are asked without the lock: a system call for each of ten thousand waiters would hold up everybody.
-	type check struct {
-		w *Waiter
-		c hop.Client
-		s time.Time
-	}
-	checks := make([]check, 0, b.queue.n)
+	waiting := make([]*Waiter, 0, b.queue.n)
 	for w := b.queue.head; w != nil; w = w.next {
-		checks = append(checks, check{w, w.Client, w.Since})
+		waiting = append(waiting, w)
 	}
 	b.mu.Unlock()
 
-	for _, k := range checks {
-		var err error
+	for _, w := range waiting {
 		switch {
-		case maxAge > 0 && now.Sub(k.s) >= maxAge:
-			err = ErrTimeout
-		case k.c != nil && k.c.Gone():
-			err = ErrGone
-		default:
-			continue
+		case maxAge > 0 && now.Sub(w.Since) >= maxAge:
+			b.remove(w, ErrTimeout)
+		case w.Client != nil && w.Client.Gone():
+			b.remove(w, ErrGone) // nothing happens if it has been served meanwhile
 		}
-		b.mu.Lock()
-		// The waiter may have been served and even reused meanwhile: only the same wait is ended.
-		if k.w.queued && k.w.Client == k.c && k.w.Since.Equal(k.s) {
-			b.unlinkLocked(k.w)
-			k.w.err = err
-			k.w.done <- struct{}{}
-		}
-		b.mu.Unlock()
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -263,7 +263,6 @@ func TestHammer(t *testing.T) {
 						t.Error(err)
 						return
 					}
-					w.Free()
 				}
 				n := tg.Value.(*atomic.Int32)
 				if in := n.Add(1); in > limit {
