@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -39,7 +41,7 @@ its revision and instance. Instances that are gone count too, as long as their o
 	f := cmd.Flags()
 	f.StringVarP(&s.output, "output", "o", "", "print as json: one object per line")
 	f.BoolVarP(&o.Follow, "follow", "f", false, "go on with what is written from now on")
-	f.IntVar(&o.Tail, "tail", -1, "only the last N lines of each instance and stream (0 = only what comes from now on, -1 = all that is kept)")
+	f.IntVar(&o.Tail, "tail", -1, "only the last N lines of the past, with -f of each instance and stream (-1 = all that is kept)")
 	f.StringVar(&o.Revision, "revision", "", "only of this revision")
 	f.StringVar(&o.Instance, "instance", "", "only of this instance")
 	f.BoolVar(&plain, "plain", false, "the text alone, without revision and instance")
@@ -51,16 +53,20 @@ func (s *session) logs(ctx context.Context, o client.LogOptions, plain, times bo
 	if _, err := s.service(ctx, o.Service); err != nil {
 		return err
 	}
-	lines := 0
+	lines := s.client.Logs(ctx, s.namespace, o)
+	if o.Tail >= 0 && !o.Follow {
+		lines = lastLines(lines, o.Tail)
+	}
+	n := 0
 	enc := json.NewEncoder(s.Stdout)
-	for line, err := range s.client.Logs(ctx, s.namespace, o) {
+	for line, err := range lines {
 		if err != nil {
 			if o.Follow && errors.Is(err, context.Canceled) {
 				return nil // this is how following ends
 			}
 			return err
 		}
-		lines++
+		n++
 		if s.output == "json" {
 			if err := enc.Encode(line); err != nil {
 				return err
@@ -78,8 +84,28 @@ func (s *session) logs(ctx context.Context, o client.LogOptions, plain, times bo
 			return err
 		}
 	}
-	if lines == 0 && !o.Follow && s.output == "" {
+	if n == 0 && !o.Follow && s.output == "" {
 		fmt.Fprintf(s.Stderr, "no output of %s yet\n", o.Service)
 	}
 	return nil
+}
+
+// lastLines keeps the n latest lines over all instances and streams: the server cuts each of these by itself.
+func lastLines(lines iter.Seq2[client.LogLine, error], n int) iter.Seq2[client.LogLine, error] {
+	return func(yield func(client.LogLine, error) bool) {
+		var all []client.LogLine
+		for line, err := range lines {
+			if err != nil {
+				yield(line, err)
+				return
+			}
+			all = append(all, line)
+		}
+		slices.SortStableFunc(all, func(a, b client.LogLine) int { return a.Time.Compare(b.Time) })
+		for _, line := range all[max(0, len(all)-n):] {
+			if !yield(line, nil) {
+				return
+			}
+		}
+	}
 }

@@ -92,7 +92,7 @@ func TestRollbackTarget(t *testing.T) {
 		return r
 	}
 	list := []*api.Revision{rev("a", true), rev("b", true), rev("c", false), rev("d", true)}
-	for serving, want := range map[string]string{"d=100": "b", "b=60,d=40": "a", "a=100": "", "": "", "z=100": ""} {
+	for serving, want := range map[string]string{"d=100": "b", "b=60,d=40": "b", "b=100,d=0": "a", "a=80,b=20": "a", "a=100": "", "": "", "z=100": ""} {
 		got, err := rollbackTarget(list, split(serving))
 		if got != want || (err != nil) != (want == "") {
 			t.Errorf("serving %q: %q (%v), want %q", serving, got, err, want)

@@ -261,7 +261,7 @@ func rollbackCommand(env *Env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rollback NAME",
 		Short: "Send all traffic to an earlier revision",
-		Long: `Rollback sends all requests to an earlier revision: the newest ready one before the one that has most of the traffic now, or
+		Long: `Rollback sends all requests to an earlier revision: the newest ready one before the newest that has traffic now, or
 the one that --to names. Tags stay. From then on the traffic is pinned: a later deploy gets none until
 "thaw traffic NAME --to @latest=100".`,
 		Example: "  thaw rollback hello\n  thaw rollback hello --to hello-00001",
@@ -304,26 +304,25 @@ func stampedBy(r *api.Revision) int64 {
 	return n
 }
 
-// rollbackTarget chooses the revision to go back to: the newest ready one before the one that serves most. revisions are
-// oldest first.
+// rollbackTarget chooses the revision to go back to: the newest ready one before the newest that has traffic. So a canary
+// with a few percent is taken back to what has the rest. revisions are oldest first.
 func rollbackTarget(revisions []*api.Revision, serving []api.TrafficTarget) (string, error) {
-	var now string
-	var most int64 = -1
-	for _, t := range serving {
-		if shareOf(t) > most {
-			now, most = t.RevisionName, shareOf(t)
+	i := len(revisions) - 1
+	for ; i >= 0; i-- {
+		if slices.ContainsFunc(serving, func(t api.TrafficTarget) bool { return t.RevisionName == revisions[i].Name && shareOf(t) > 0 }) {
+			break
 		}
 	}
-	i := slices.IndexFunc(revisions, func(r *api.Revision) bool { return r.Name == now })
 	if i < 0 {
-		return "", fmt.Errorf("no revision has traffic now, so there is nothing to go back from")
+		return "", errors.New("no revision has traffic now, so there is nothing to go back from")
 	}
+	newest := revisions[i].Name
 	for i--; i >= 0; i-- {
 		if revisions[i].Ready() {
 			return revisions[i].Name, nil
 		}
 	}
-	return "", fmt.Errorf("there is no ready revision before %s", now)
+	return "", fmt.Errorf("there is no ready revision before %s", newest)
 }
 
 func (s *session) rollback(ctx context.Context, name, to string, wait waitFlags) error {

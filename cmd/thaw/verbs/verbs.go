@@ -278,11 +278,13 @@ func (s *session) waitReady(ctx context.Context, k *api.Kind, ns, name string, w
 		if ns != "default" {
 			suffix = " -n " + ns
 		}
-		verb := "thaw describe "
-		if k == api.Services && n.Failed {
-			verb = "thaw logs "
+		switch {
+		case k != api.Services:
+			return o, fail(err, "thaw list %s -o yaml%s", k.Plural, suffix)
+		case n.Failed: // its output often says why, the conditions always do
+			return o, fail(err, "thaw logs %s%s; thaw describe %s%s", name, suffix, name, suffix)
 		}
-		return o, fail(err, "%s%s%s", verb, name, suffix)
+		return o, fail(err, "thaw describe %s%s", name, suffix)
 	}
 	return o, err
 }

@@ -119,7 +119,7 @@ func TestWarningsAreShownOnce(t *testing.T) {
 func TestFailureToGetReady(t *testing.T) {
 	s := startServer(t)
 	r := s.runIn(t, context.Background(), manifest("sad", "exec:///bin/broken"), "apply", "-f", "-")
-	r.want(t, ExitNotReady, "service/sad created\n", `service "sad" failed: `, "cannot open the database", "next: thaw logs sad\n")
+	r.want(t, ExitNotReady, "service/sad created\n", `service "sad" failed: `, "cannot open the database", "next: thaw logs sad; thaw describe sad\n")
 
 	began := time.Now()
 	r = s.run(t, "deploy", "slow", "--image", "exec:///bin/slow", "--wait-timeout", "200ms", "-n", "team")
@@ -283,6 +283,7 @@ func TestLogs(t *testing.T) {
 	s.run(t, "logs", "hello", "--plain", "--revision", "hello-00002").want(t, 0, "second\n")
 	s.run(t, "logs", "hello", "--timestamps", "--plain").want(t, 0, "2026-01-02T03:04:05.006Z first\n")
 	s.run(t, "logs", "hello", "-o", "json").want(t, 0, `{"time":"2026-01-02T03:04:05.006Z","instance":"i-1","revision":"hello-00001","stream":"stdout","text":"first"}`)
+	s.run(t, "logs", "hello", "--tail", "1").want(t, 0, "hello-00001 i-1 | first\n") // the latest by time, not by place
 	s.run(t, "logs", "none").want(t, ExitNotFound, "", `no service "none" in namespace "default"`, "next: thaw list -n default")
 	ctx, cancel := context.WithTimeoutCause(context.Background(), 200*time.Millisecond, context.Canceled)
 	defer cancel()
