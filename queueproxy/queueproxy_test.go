@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,15 +18,6 @@ import (
 
 	"github.com/thawrun/thaw/internal/hop"
 )
-
-// bubble runs f with a fake clock. The breaker keeps waiters in a pool, with their channels, and a channel must not get from one bubble to
-// another: two collections empty a pool.
-func bubble(t *testing.T, f func(t *testing.T)) {
-	empty := func() { runtime.GC(); runtime.GC() }
-	empty()
-	defer empty()
-	synctest.Test(t, f)
-}
 
 // exchange is one without a front.
 func exchange() *hop.Exchange {
@@ -156,7 +146,7 @@ func TestOverflow(t *testing.T) {
 		{"activator, nobody waits", Config{Concurrency: 2, RefuseProxied: true}, 0, true, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
 				p := New(c.cfg, &function{})
 				release := fill(t, p, c.cfg.Concurrency, c.queue)
 				before := p.Report(time.Now().Add(time.Nanosecond)).Requests
@@ -220,7 +210,7 @@ func TestNoLimit(t *testing.T) {
 
 // Those who wait are served in order of arrival.
 func TestOrder(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		var order []string
 		p := New(Config{Concurrency: 1, Queue: 100}, &function{run: func(x *hop.Exchange) error {
@@ -253,7 +243,7 @@ func TestOrder(t *testing.T) {
 }
 
 func TestWaitEnds(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p := New(Config{Concurrency: 1, MaxWait: 3 * time.Second}, &function{})
 		inside := exchange()
 		if err := p.Serve(inside); err != nil {
@@ -309,7 +299,7 @@ func TestWaitEnds(t *testing.T) {
 }
 
 func TestDrain(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		f := &function{}
 		p := New(Config{Instance: "one", Concurrency: 1}, f)
 		inside := exchange()
@@ -361,7 +351,7 @@ func TestDrain(t *testing.T) {
 
 // Close ends the waits, as something that may be tried elsewhere, and closes the next step.
 func TestClose(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		n := &closer{}
 		p := New(Config{Concurrency: 1}, n)
 		if err := p.Serve(exchange()); err != nil {

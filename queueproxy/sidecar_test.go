@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/thawrun/thaw/internal/hop"
@@ -62,7 +63,7 @@ func TestSidecarProbes(t *testing.T) {
 
 // What hops tell each other by error becomes an answer at the border.
 func TestSidecarErrors(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		var down error
 		var proxied bool
 		p := New(Config{Concurrency: 1, Queue: -1}, hop.HandlerFunc(func(x *hop.Exchange) error { proxied = x.Proxied; return down }))
@@ -108,7 +109,7 @@ func TestSidecarErrors(t *testing.T) {
 
 // Each line is a comment or a sample of the text format, each family is declared once, and histograms add up.
 func TestWriteMetrics(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		var ps []*Proxy
 		for _, id := range []string{"a", `q"u\o` + "\n" + "te"} {
 			p := New(Config{Revision: "ns/rev", Instance: id, Concurrency: 2}, hop.HandlerFunc(func(*hop.Exchange) error { return nil }))
