@@ -9,19 +9,17 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/thawrun/thaw/api"
 	"github.com/thawrun/thaw/internal/client"
+	"github.com/thawrun/thaw/test/harness"
 )
 
 var built struct {
@@ -41,52 +39,11 @@ func TestMain(m *testing.M) {
 // binaries builds thaw and the sample function once.
 func binaries(b *testing.B) string {
 	b.Helper()
-	built.once.Do(func() {
-		if built.dir, built.err = os.MkdirTemp("", "thaw-bench-"); built.err != nil {
-			return
-		}
-		cmd := exec.Command("go", "build", "-o", built.dir+"/", "../cmd/thaw", "../examples/hello-go")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			built.err = fmt.Errorf("%w: %s", err, out)
-		}
-	})
+	built.once.Do(func() { built.dir, built.err = harness.Build("cmd/thaw", "examples/hello-go") })
 	if built.err != nil {
 		b.Fatal(built.err)
 	}
 	return built.dir
-}
-
-// startDev runs `thaw dev` until the benchmark ends.
-func startDev(b *testing.B) (ingress string, c *client.Client, pid int) {
-	b.Helper()
-	dir := b.TempDir()
-	cmd := exec.Command(filepath.Join(binaries(b), "thaw"), "dev", "--listen", "127.0.0.1:0", "--api", "127.0.0.1:0", "--data", dir, "--log-level", "warn")
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		cmd.Process.Signal(syscall.SIGTERM)
-		cmd.Wait()
-	})
-	line, err := bufio.NewReader(out).ReadString('\n')
-	m := regexp.MustCompile(`listen=(\S+) api=(\S+)`).FindStringSubmatch(line)
-	if err != nil || m == nil {
-		b.Fatalf("thaw dev: %q, %v", line, err)
-	}
-	cfg, err := client.Discover("http://"+m[2], dir, func(string) string { return "" })
-	if err != nil {
-		b.Fatal(err)
-	}
-	if c, err = client.New(cfg); err != nil {
-		b.Fatal(err)
-	}
-	return m[1], c, cmd.Process.Pid
 }
 
 // deployIdle creates a service that has no instance until it is called.
@@ -109,9 +66,9 @@ var phases = []string{"decide", "place", "code", "net", "create", "ready", "queu
 // prints the median waterfall and reports the platform's share: from the request's arrival at the socket to the answer's first
 // byte, as the client sees it, less the function's own time (ready: exec to listening; app: request sent to first byte).
 func BenchmarkColdStart(b *testing.B) {
-	ingress, c, _ := startDev(b)
+	th := harness.Start(b, binaries(b), "--log-level", "warn")
 	program := filepath.Join(built.dir, "hello-go")
-	conn, err := net.Dial("tcp", ingress)
+	conn, err := net.Dial("tcp", th.Ingress)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -124,7 +81,7 @@ func BenchmarkColdStart(b *testing.B) {
 		b.StopTimer()
 		n++
 		name := fmt.Sprintf("cold-%d", n)
-		deployIdle(b, c, name, program)
+		deployIdle(b, th.Client, name, program)
 		time.Sleep(20 * time.Millisecond) // the deploy's own work (status writes) is over: one cold start is measured, not both
 		b.StartTimer()
 		begin := time.Now()

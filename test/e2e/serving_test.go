@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/thawrun/thaw/api"
+	"github.com/thawrun/thaw/test/harness"
 )
 
 // deliveries reads what the checkers wrote down: request id -> how often it reached a function.
@@ -39,9 +40,9 @@ func deliveries(t *testing.T, dir string) map[string]int {
 
 // 1,000 requests at once, no instance, containerConcurrency 10: all are answered once, no instance ever has more than 10.
 func TestBurstFromZero(t *testing.T) {
-	th := start(t)
+	th := harness.Start(t, bin)
 	logs := t.TempDir()
-	th.apply(checkerService("burst", 10, map[string]string{"CHECKER_LOG": logs}, initialZero, maxScale+"20"))
+	th.Apply(harness.CheckerService("burst", 10, map[string]string{"CHECKER_LOG": logs}, harness.InitialZero, harness.MaxScale+"20"))
 	const n = 1000
 	var wg sync.WaitGroup
 	var bad, over atomic.Int32
@@ -49,12 +50,12 @@ func TestBurstFromZero(t *testing.T) {
 	for i := range n {
 		wg.Go(func() {
 			id := fmt.Sprintf("burst-%04d", i)
-			a := th.get("burst", "/?sleep=5", "X-Request-Id", id)
+			a := th.Get("burst", "/?sleep=5", "X-Request-Id", id)
 			var r struct {
 				ID       string
 				InFlight int
 			}
-			if a.err != nil || a.status != 200 || json.Unmarshal([]byte(a.body), &r) != nil || r.ID != id || a.header.Get("X-Request-Id") != id {
+			if a.Err != nil || a.Status != 200 || json.Unmarshal([]byte(a.Body), &r) != nil || r.ID != id || a.Header.Get("X-Request-Id") != id {
 				if bad.Add(1) < 4 {
 					t.Errorf("%s: %v", id, a)
 				}
@@ -82,7 +83,7 @@ func TestBurstFromZero(t *testing.T) {
 
 // One request starts one instance, never two.
 func TestOneStartForOneRequest(t *testing.T) {
-	th := start(t)
+	th := harness.Start(t, bin)
 	logs := t.TempDir()
 	for i := range 20 {
 		name := fmt.Sprintf("one-%d", i)
@@ -90,10 +91,10 @@ func TestOneStartForOneRequest(t *testing.T) {
 		if err := os.Mkdir(dir, 0o777); err != nil {
 			t.Fatal(err)
 		}
-		th.apply(checkerService(name, 1, map[string]string{"CHECKER_LOG": dir}, initialZero))
-		a := th.get(name, "/")
-		if a.status != 200 || !strings.Contains(a.header.Get("Server-Timing"), "create;dur=") {
-			t.Fatalf("%v; Server-Timing %q", a, a.header.Get("Server-Timing"))
+		th.Apply(harness.CheckerService(name, 1, map[string]string{"CHECKER_LOG": dir}, harness.InitialZero))
+		a := th.Get(name, "/")
+		if a.Status != 200 || !strings.Contains(a.Header.Get("Server-Timing"), "create;dur=") {
+			t.Fatalf("%v; Server-Timing %q", a, a.Header.Get("Server-Timing"))
 		}
 		if files, _ := filepath.Glob(filepath.Join(dir, "*.log")); len(files) != 1 {
 			t.Errorf("%s: %d instances were started for one request", name, len(files))
@@ -101,78 +102,37 @@ func TestOneStartForOneRequest(t *testing.T) {
 	}
 }
 
-// percent patches the traffic of a service.
-func (th *thaw) percent(name string, targets string) {
-	th.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	o, err := th.client.Patch(ctx, api.Services, "default", name, "application/merge-patch+json", []byte(`{"spec":{"traffic":[`+targets+`]}}`))
-	if err != nil {
-		th.t.Fatal(err)
-	}
-	gen := o.Meta().Generation
-	eventually(th.t, 10*time.Second, "the split is in force", func() bool {
-		o, err := th.client.Get(ctx, api.Services, "default", name)
-		s := api.StatusOf(o)
-		return err == nil && s.ObservedGeneration >= gen && s.Conditions.Get("Ready") != nil && s.Conditions.Get("Ready").Status == "True"
-	})
-}
-
-func (th *thaw) count(n int, host string, header ...string) map[string]int {
-	th.t.Helper()
-	var mu sync.Mutex
-	got := map[string]int{}
-	var wg sync.WaitGroup
-	for range 8 {
-		wg.Go(func() {
-			for range n / 8 {
-				a := th.get(host, "/", header...)
-				var r struct{ Revision string }
-				if a.err != nil || a.status != 200 || json.Unmarshal([]byte(a.body), &r) != nil {
-					th.t.Errorf("%s: %v", host, a)
-					return
-				}
-				mu.Lock()
-				got[r.Revision]++
-				mu.Unlock()
-			}
-		})
-	}
-	wg.Wait()
-	return got
-}
-
 // A split of 80/20 over 10,000 requests within 1.5 points, tag hosts and the tag header 100 %.
 func TestTrafficSplit(t *testing.T) {
-	th := start(t)
-	th.apply(checkerService("split", 0, map[string]string{"V": "1"}))
-	th.apply(checkerService("split", 0, map[string]string{"V": "2"}))
-	th.percent("split", `{"revisionName":"split-00001","percent":80,"tag":"old"},{"revisionName":"split-00002","percent":20,"tag":"new"}`)
-	got := th.count(10_000, "split")
+	th := harness.Start(t, bin)
+	th.Apply(harness.CheckerService("split", 0, map[string]string{"V": "1"}))
+	th.Apply(harness.CheckerService("split", 0, map[string]string{"V": "2"}))
+	th.Split("split", `{"revisionName":"split-00001","percent":80,"tag":"old"},{"revisionName":"split-00002","percent":20,"tag":"new"}`)
+	got := th.Count(10_000, "split")
 	if p := float64(got["split-00001"]) / 100; math.Abs(p-80) > 1.5 {
 		t.Errorf("%.2f %% went to the old revision, want 80 +- 1.5", p)
 	}
 	t.Logf("split: %v", got)
 	for host, want := range map[string]string{"old-split": "split-00001", "new-split": "split-00002"} {
-		if got := th.count(400, host); got[want] != 400 {
+		if got := th.Count(400, host); got[want] != 400 {
 			t.Errorf("%s: %v", host, got)
 		}
 	}
-	if got := th.count(400, "split", "Knative-Serving-Tag", "new"); got["split-00002"] != 400 {
+	if got := th.Count(400, "split", "Knative-Serving-Tag", "new"); got["split-00002"] != 400 {
 		t.Errorf("tag header: %v", got)
 	}
-	if a := th.get("nothere-split", "/"); a.status != 404 || a.header.Get("X-Thaw-Error") != "no_service" {
+	if a := th.Get("nothere-split", "/"); a.Status != 404 || a.Header.Get("X-Thaw-Error") != "no_service" {
 		t.Errorf("unknown tag host: %v", a)
 	}
 }
 
 // Changing the split, rolling out and rolling back under load: no request fails.
 func TestChangesUnderLoad(t *testing.T) {
-	th := start(t)
-	th.apply(checkerService("live", 0, map[string]string{"V": "1"}))
-	stop := th.load(8, "live", "/?sleep=1")
+	th := harness.Start(t, bin)
+	th.Apply(harness.CheckerService("live", 0, map[string]string{"V": "1"}))
+	stop := th.Load(8, "live", "/?sleep=1")
 	for v := 2; v <= 4; v++ {
-		th.apply(checkerService("live", 0, map[string]string{"V": fmt.Sprint(v)}))
+		th.Apply(harness.CheckerService("live", 0, map[string]string{"V": fmt.Sprint(v)}))
 	}
 	for _, split := range []string{
 		`{"revisionName":"live-00001","percent":50},{"latestRevision":true,"percent":50}`,
@@ -180,10 +140,10 @@ func TestChangesUnderLoad(t *testing.T) {
 		`{"revisionName":"live-00002","percent":10},{"revisionName":"live-00003","percent":90}`,
 		`{"latestRevision":true,"percent":100}`,
 	} {
-		th.percent("live", split)
+		th.Split("live", split)
 	}
 	// A revision that never gets ready must not take a single request.
-	if _, err := th.tryApply(strings.Replace(checkerService("live", 0, nil), "$BIN/checker", "$BIN/crasher", 1)); err == nil {
+	if _, err := th.TryApply(strings.Replace(harness.CheckerService("live", 0, nil), "$BIN/checker", "$BIN/crasher", 1)); err == nil {
 		t.Error("a crashing revision was reported as ready")
 	}
 	total, bad := stop()
@@ -191,7 +151,7 @@ func TestChangesUnderLoad(t *testing.T) {
 		t.Errorf("%d of %d requests failed, first: %v", len(bad), total, bad[0])
 	}
 	t.Logf("%d requests", total)
-	if got := th.count(80, "live"); got["live-00004"] != 80 {
+	if got := th.Count(80, "live"); got["live-00004"] != 80 {
 		t.Errorf("after the bad revision: %v", got)
 	}
 }
@@ -199,55 +159,55 @@ func TestChangesUnderLoad(t *testing.T) {
 // Load makes several instances within 2 s; no request fails while the number goes up or down; at the end there is none.
 func TestUpAndDownToZero(t *testing.T) {
 	cfg := filepath.Join(t.TempDir(), "autoscaler.yaml")
-	if err := os.WriteFile(cfg, []byte(quick), 0o644); err != nil {
+	if err := os.WriteFile(cfg, []byte(harness.Quick), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	th := start(t, "--autoscaler-config", cfg)
-	th.apply(checkerService("updown", 1, nil, initialZero, maxScale+"6"))
+	th := harness.Start(t, bin, "--autoscaler-config", cfg)
+	th.Apply(harness.CheckerService("updown", 1, nil, harness.InitialZero, harness.MaxScale+"6"))
 	begin := time.Now()
-	stop := th.load(4, "updown", "/?sleep=50")
-	eventually(t, 2*time.Second, "4 instances are ready", func() bool { ready, _, _, _ := th.scale("updown-00001"); return ready >= 4 })
+	stop := th.Load(4, "updown", "/?sleep=50")
+	harness.Eventually(t, 2*time.Second, "4 instances are ready", func() bool { ready, _, _, _ := th.Scale("updown-00001"); return ready >= 4 })
 	t.Logf("4 instances after %v", time.Since(begin).Round(time.Millisecond))
 	// The load becomes a quarter: instances must go while requests run.
-	thin := th.load(1, "updown", "/?sleep=50")
+	thin := th.Load(1, "updown", "/?sleep=50")
 	total, bad := stop()
-	eventually(t, 30*time.Second, "at most 2 instances", func() bool { ready, _, _, _ := th.scale("updown-00001"); return ready <= 2 })
+	harness.Eventually(t, 30*time.Second, "at most 2 instances", func() bool { ready, _, _, _ := th.Scale("updown-00001"); return ready <= 2 })
 	more, worse := thin()
 	if bad = append(bad, worse...); len(bad) > 0 {
 		t.Errorf("%d of %d requests failed, first: %v", len(bad), total+more, bad[0])
 	}
 	idle := time.Now()
-	eventually(t, 30*time.Second, "no instance", func() bool {
-		ready, starting, _, _ := th.scale("updown-00001")
-		return ready+starting == 0 && len(processesOf(th.dir)) == 0
+	harness.Eventually(t, 30*time.Second, "no instance", func() bool {
+		ready, starting, _, _ := th.Scale("updown-00001")
+		return ready+starting == 0 && len(harness.ProcessesOf(th.Dir)) == 0
 	})
 	t.Logf("zero %v after the last request", time.Since(idle).Round(time.Millisecond))
-	if a := th.get("updown", "/"); a.status != 200 {
+	if a := th.Get("updown", "/"); a.Status != 200 {
 		t.Errorf("after zero: %v", a)
 	}
 }
 
 // kill -9 of everything but the functions, under load: afterwards all is there, and the same functions serve.
 func TestKillAndComeBack(t *testing.T) {
-	th := start(t)
+	th := harness.Start(t, bin)
 	for _, n := range []string{"a", "b"} {
-		th.apply(checkerService("kill-"+n, 5, nil, minScale+"2"))
+		th.Apply(harness.CheckerService("kill-"+n, 5, nil, harness.MinScale+"2"))
 	}
-	th.percent("kill-a", `{"latestRevision":true,"percent":100,"tag":"t"}`)
-	eventually(t, 10*time.Second, "2 instances each", func() bool {
-		a, _, _, _ := th.scale("kill-a-00001")
-		b, _, _, _ := th.scale("kill-b-00001")
+	th.Split("kill-a", `{"latestRevision":true,"percent":100,"tag":"t"}`)
+	harness.Eventually(t, 10*time.Second, "2 instances each", func() bool {
+		a, _, _, _ := th.Scale("kill-a-00001")
+		b, _, _, _ := th.Scale("kill-b-00001")
 		return a == 2 && b == 2
 	})
-	before := processesOf(th.dir)
-	stop := th.load(8, "kill-a", "/?sleep=2")
-	eventually(t, 5*time.Second, "the load runs", func() bool { return th.get("kill-b", "/").status == 200 })
-	th.kill()
+	before := harness.ProcessesOf(th.Dir)
+	stop := th.Load(8, "kill-a", "/?sleep=2")
+	harness.Eventually(t, 5*time.Second, "the load runs", func() bool { return th.Get("kill-b", "/").Status == 200 })
+	th.Kill()
 	stop() // what was under way is lost with the process, and what came while it was away
 	begin := time.Now()
-	th.launch(th.ingress, th.api)
+	th.Relaunch()
 	for _, host := range []string{"kill-a", "t-kill-a", "kill-b"} {
-		if a := th.get(host, "/"); a.status != 200 {
+		if a := th.Get(host, "/"); a.Status != 200 {
 			t.Errorf("%s after the restart: %v", host, a)
 		}
 	}
@@ -256,18 +216,18 @@ func TestKillAndComeBack(t *testing.T) {
 	} else {
 		t.Logf("served again %v after the restart", d.Round(time.Millisecond))
 	}
-	eventually(t, 5*time.Second, "both instances serve again", func() bool { ready, _, _, _ := th.scale("kill-a-00001"); return ready == 2 })
-	after := processesOf(th.dir)
+	harness.Eventually(t, 5*time.Second, "both instances serve again", func() bool { ready, _, _, _ := th.Scale("kill-a-00001"); return ready == 2 })
+	after := harness.ProcessesOf(th.Dir)
 	if fmt.Sprint(before) != fmt.Sprint(after) {
 		t.Errorf("functions before %v, after %v: they must have been adopted", before, after)
 	}
 	for _, name := range []string{"kill-a", "kill-b"} {
-		o, err := th.client.Get(context.Background(), api.Services, "default", name)
+		o, err := th.Client.Get(context.Background(), api.Services, "default", name)
 		if err != nil || api.StatusOf(o).Conditions.Get("Ready").Status != "True" {
 			t.Errorf("%s: %v, %+v", name, err, o)
 		}
 	}
-	revs, _ := th.client.Raw(context.Background(), http.MethodGet, "/apis/serving.knative.dev/v1/namespaces/default/revisions", "", nil)
+	revs, _ := th.Client.Raw(context.Background(), http.MethodGet, "/apis/serving.knative.dev/v1/namespaces/default/revisions", "", nil)
 	if n := strings.Count(string(revs), `"kind":"Revision"`); n != 2 {
 		t.Errorf("%d revisions after the restart", n)
 	}
@@ -275,13 +235,13 @@ func TestKillAndComeBack(t *testing.T) {
 
 // An instance that crashes at start: one bounded answer with the cause and the function's last words, no crash loop.
 func TestCrashingFunction(t *testing.T) {
-	th := start(t)
-	doc := strings.Replace(checkerService("crash", 1, nil, initialZero), "$BIN/checker", "$BIN/crasher", 1)
-	th.apply(doc) // initial scale 0: ready without a start
+	th := harness.Start(t, bin)
+	doc := strings.Replace(harness.CheckerService("crash", 1, nil, harness.InitialZero), "$BIN/checker", "$BIN/crasher", 1)
+	th.Apply(doc) // initial scale 0: ready without a start
 	begin := time.Now()
-	a := th.get("crash", "/")
-	if a.status != 503 || a.header.Get("X-Thaw-Error") != "cannot_start" || a.header.Get("Retry-After") == "" || !strings.Contains(a.body, "ExitCode") {
-		t.Errorf("%v, Retry-After %q", a, a.header.Get("Retry-After"))
+	a := th.Get("crash", "/")
+	if a.Status != 503 || a.Header.Get("X-Thaw-Error") != "cannot_start" || a.Header.Get("Retry-After") == "" || !strings.Contains(a.Body, "ExitCode") {
+		t.Errorf("%v, Retry-After %q", a, a.Header.Get("Retry-After"))
 	}
 	if d := time.Since(begin); d > 5*time.Second {
 		t.Errorf("the answer took %v", d)
@@ -291,12 +251,12 @@ func TestCrashingFunction(t *testing.T) {
 
 // The first deploy fails with the function's own last output.
 func TestFailingDeploy(t *testing.T) {
-	th := start(t)
-	_, err := th.tryApply(strings.Replace(checkerService("fails", 1, nil), "$BIN/checker", "$BIN/crasher", 1))
+	th := harness.Start(t, bin)
+	_, err := th.TryApply(strings.Replace(harness.CheckerService("fails", 1, nil), "$BIN/checker", "$BIN/crasher", 1))
 	if err == nil || !strings.Contains(err.Error(), "fails-00001") {
 		t.Errorf("error of the deploy: %v", err)
 	}
-	o, gerr := th.client.Get(context.Background(), api.Services, "default", "fails")
+	o, gerr := th.Client.Get(context.Background(), api.Services, "default", "fails")
 	if gerr != nil {
 		t.Fatal(gerr)
 	}
@@ -309,18 +269,18 @@ func TestFailingDeploy(t *testing.T) {
 
 // Slow starters: held requests are answered when the function is ready, and only one instance is started for them.
 func TestSlowStarter(t *testing.T) {
-	th := start(t)
-	th.apply(checkerService("slow", 0, map[string]string{"CHECKER_START_MS": "700"}, initialZero))
+	th := harness.Start(t, bin)
+	th.Apply(harness.CheckerService("slow", 0, map[string]string{"CHECKER_START_MS": "700"}, harness.InitialZero))
 	var wg sync.WaitGroup
 	for range 20 {
 		wg.Go(func() {
-			if a := th.get("slow", "/"); a.status != 200 {
+			if a := th.Get("slow", "/"); a.Status != 200 {
 				t.Errorf("%v", a)
 			}
 		})
 	}
 	wg.Wait()
-	if n := len(processesOf(th.dir)); n != 1 {
+	if n := len(harness.ProcessesOf(th.Dir)); n != 1 {
 		t.Errorf("%d instances for 20 requests without a limit", n)
 	}
 }
