@@ -139,10 +139,48 @@ func TestDialogueUpdates(t *testing.T) {
 	if EqualSpec(named, split) || !EqualSpec(named, DeepCopy(named)) {
 		t.Error("EqualSpec")
 	}
-	// --scale-init without --revision-name keeps the given name over a changed template. Knative refuses that, too; the
-	// recording server checked nothing.
+	// --scale-init without --revision-name keeps the given name over a changed template: Validate refuses that as Knative
+	// does, so the API server frees the name first.
 	want := `Saw the following changes without a name change (-old +new): spec.template.metadata.name (metadata.annotations.autoscaling.knative.dev/initial-scale: +"2")`
 	if got := Validate(scaled, split, DefaultLimits).Error(); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	if w := FreeName(scaled, split); w == "" || scaled.Spec.Template.Name != "" {
+		t.Errorf("name %q, warning %q", scaled.Spec.Template.Name, w)
+	}
+	if errs := Validate(scaled, split, DefaultLimits); errs != nil {
+		t.Error(errs)
+	}
+}
+
+// FreeName is for changes of labels and annotations alone.
+func TestFreeName(t *testing.T) {
+	old := &Service{}
+	old.Spec.Template.Name = "s-a"
+	old.Spec.Template.Spec.Containers = []Container{{Image: "x"}}
+	for _, c := range []struct {
+		name   string
+		change func(*Service)
+		freed  bool
+	}{
+		{"nothing", func(*Service) {}, false},
+		{"annotation", func(s *Service) { s.Spec.Template.Annotations = map[string]string{"a": "b"} }, true},
+		{"label", func(s *Service) { s.Spec.Template.Labels = map[string]string{"a": "b"} }, true},
+		{"image", func(s *Service) { s.Spec.Template.Spec.Containers[0].Image = "y" }, false},
+		{"image and annotation", func(s *Service) {
+			s.Spec.Template.Spec.Containers[0].Image = "y"
+			s.Spec.Template.Annotations = map[string]string{"a": "b"}
+		}, false},
+		{"another name", func(s *Service) {
+			s.Spec.Template.Name = "s-b"
+			s.Spec.Template.Annotations = map[string]string{"a": "b"}
+		}, false},
+	} {
+		o := DeepCopy(old)
+		c.change(o)
+		was := o.Spec.Template.Name
+		if w := FreeName(o, old); (w != "") != c.freed || (o.Spec.Template.Name == "") != c.freed || !c.freed && o.Spec.Template.Name != was {
+			t.Errorf("%s: name %q, warning %q", c.name, o.Spec.Template.Name, w)
+		}
 	}
 }

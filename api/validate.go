@@ -291,6 +291,36 @@ func (v validator) nameChange(r report, t, old *RevisionTemplate) {
 	}
 }
 
+// FreeName takes the given name off o's template when the template of old has the same one and only labels or annotations
+// differ, and returns a warning then. The name belongs to the revision that exists; the new one gets a generated name. Knative
+// refuses such an update, and kn sends it all the same: "kn service update --scale-init" keeps the name that an earlier
+// "--revision-name" gave. A template whose spec differs is left as it is, for Validate to refuse.
+func FreeName(o, old Object) (warning string) {
+	t, was := templateOf(o), templateOf(old)
+	if t == nil || was == nil || t.Name == "" || t.Name != was.Name {
+		return ""
+	}
+	if !equalJSON(t.Spec, was.Spec) && !equalJSON(t.Spec, *defaultedSpec(&was.Spec)) {
+		return ""
+	}
+	if maps.Equal(t.Labels, was.Labels) && maps.Equal(t.Annotations, was.Annotations) {
+		return ""
+	}
+	warning = fmt.Sprintf("spec.template.metadata.name: %s is the revision before this change; the new one gets a generated name", t.Name)
+	t.Name = ""
+	return warning
+}
+
+func templateOf(o Object) *RevisionTemplate {
+	switch o := o.(type) {
+	case *Service:
+		return &o.Spec.Template
+	case *Configuration:
+		return &o.Spec.Template
+	}
+	return nil
+}
+
 // defaultedSpec is a stored spec with the defaults of today, so that a default that is new is no change.
 func defaultedSpec(s *RevisionSpec) *RevisionSpec {
 	c := DeepCopy(&Revision{Spec: *s})

@@ -247,6 +247,11 @@ func (s *Server) admit(o, old api.Object) (warnings []string, err error) {
 		setStatus(o, old)
 	}
 	api.SetDefaults(o)
+	if old != nil {
+		if w := api.FreeName(o, old); w != "" {
+			warnings = append(warnings, w)
+		}
+	}
 	sign(o, old)
 	if errs := api.Validate(o, old, s.limits); len(errs) > 0 {
 		return warnings, invalid(k, m.Name, errs)
