@@ -32,6 +32,7 @@ import (
 	"github.com/thawrun/thaw/control/reconcile"
 	"github.com/thawrun/thaw/instance"
 	"github.com/thawrun/thaw/instance/code"
+	"github.com/thawrun/thaw/internal/bundle"
 	"github.com/thawrun/thaw/internal/endpoints"
 	"github.com/thawrun/thaw/internal/forward"
 	"github.com/thawrun/thaw/internal/front"
@@ -142,7 +143,7 @@ func Start(ctx context.Context, cfg Config) (_ *Server, err error) {
 	}
 
 	s := &Server{Ingress: ingress.Addr().String(), API: apiListener.Addr().String(), cfg: cfg, done: make(chan struct{})}
-	images, err := loadImages(cfg.ImagesFile)
+	images, err := loadImages(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -215,11 +216,17 @@ func Start(ctx context.Context, cfg Config) (_ *Server, err error) {
 	ctx, s.cancel = context.WithCancel(ctx)
 	below, stopBelow := context.WithCancel(context.WithoutCancel(ctx))
 	lean, leanCtx := errgroup.WithContext(below)
-	lean.Go(func() error { return s.agent.Run(leanCtx) })
-	lean.Go(func() error { return s.scaler.Run(leanCtx) })
-	lean.Go(func() error { return s.act.Run(leanCtx) })
-	lean.Go(func() error { return recs.Run(leanCtx) })
-	lean.Go(func() error { return s.report(leanCtx) })
+	for name, run := range map[string]func(context.Context) error{
+		"agent": s.agent.Run, "autoscaler": s.scaler.Run, "activator": s.act.Run, "reconcilers": recs.Run, "reports": s.report,
+	} {
+		lean.Go(func() error {
+			err := run(leanCtx)
+			if err == nil || leanCtx.Err() != nil && errors.Is(err, context.Canceled) {
+				return nil // it was told to end
+			}
+			return fmt.Errorf("%s: %w", name, err)
+		})
+	}
 
 	select {
 	case <-recs.Synced():
@@ -356,11 +363,17 @@ func (ps *proxies) all() []*queueproxy.Proxy {
 	return out
 }
 
-func loadImages(file string) (code.Images, error) {
-	if file == "" {
+// loadImages reads the map of images; Go main packages in it are built once, below the data folder.
+func loadImages(ctx context.Context, cfg Config) (code.Images, error) {
+	if cfg.ImagesFile == "" {
 		return nil, nil
 	}
-	return code.LoadImages(file)
+	images, err := code.LoadImages(cfg.ImagesFile)
+	if err != nil {
+		return nil, err
+	}
+	built, err := bundle.Programs(ctx, images, filepath.Join(cfg.Dir, "built"), io.Discard)
+	return code.Images(built), err
 }
 
 func loadScaling(cfg Config) (autoscaler.Config, error) {
