@@ -12,8 +12,11 @@ import (
 // create revision is its place in the queue, and the lowest one leads.
 const electionRoot = "/thaw/elections/"
 
-// resignTimeout bounds the clean-up after a campaign whose context has ended; what it misses goes with the lease.
-const resignTimeout = 2 * time.Second
+// firmTimeout bounds the entry into an election and the withdrawal from it, which go on when the context of the campaign has ended.
+const firmTimeout = 5 * time.Second
+
+// retryPause is between two looks of a campaign at a store that does not answer.
+const retryPause = 200 * time.Millisecond
 
 // fence makes a write conditional on a candidacy: the key must still be the one that was made at created. Once the lease ends the key
 // is gone, and a candidacy made later under the same key has another create revision.
@@ -62,44 +65,83 @@ func Leader(ctx context.Context, s Store, name string) (KV, error) {
 	return slices.MinFunc(candidates, func(a, b KV) int { return int(a.Created - b.Created) }), nil
 }
 
-// campaign enters the election with the given lease and waits until it leads. lost is closed when the lease ends.
-func campaign(ctx context.Context, s fencedStore, lease int64, lost <-chan struct{}, name, value string) (*leadership, error) {
+// campaign enters the election with the given lease and waits until it leads. lost is closed when the lease ends; abandon stops keeping
+// it alive.
+//
+// A candidacy that nobody knows of would win some day and keep everybody else out for as long as its session lives. So the entry does not
+// end with ctx, which would leave open whether it happened, and a candidacy that cannot be withdrawn takes the session with it.
+func campaign(ctx context.Context, s fencedStore, lease int64, lost <-chan struct{}, abandon func(), name, value string) (*leadership, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("election %s: %w", name, err)
+	}
+	firmly := func(w write) error {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), firmTimeout)
+		defer cancel()
+		_, err := s.write(ctx, w)
+		return err
+	}
 	prefix := electionRoot + name + "/"
 	key := fmt.Sprintf("%s%016x", prefix, lease)
-	_, err := s.write(ctx, write{key: key, value: []byte(value), expect: 0, lease: lease})
-	if err != nil && !errors.Is(err, ErrExists) { // it exists: we stand already, perhaps by a write that seemed to fail
+	err := firmly(write{key: key, value: []byte(value), expect: 0, lease: lease})
+	switch {
+	case err == nil, errors.Is(err, ErrExists): // we stand already, perhaps by a write that seemed to fail
+	case errors.Is(err, ErrLeaseLost), errors.Is(err, ErrClosed), errors.Is(err, ErrDenied), errors.Is(err, ErrFull), errors.Is(err, ErrTooLarge):
+		return nil, fmt.Errorf("enter election %s: %w", name, err)
+	default:
+		abandon()
 		return nil, fmt.Errorf("enter election %s: %w", name, err)
 	}
 	l, err := await(ctx, s, lost, prefix, key)
-	if err != nil {
-		// The wait is over but the candidacy would go on to win: take it back.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resignTimeout)
-		defer cancel()
-		_, _ = s.write(ctx, write{key: key, delete: true, expect: Any})
-		return nil, fmt.Errorf("election %s: %w", name, err)
+	if err == nil {
+		return l, nil
 	}
-	return l, nil
+	if e := firmly(write{key: key, delete: true, expect: Any}); e != nil && !errors.Is(e, ErrNotFound) {
+		abandon()
+	}
+	return nil, fmt.Errorf("election %s: %w", name, err)
 }
 
-// await returns once key is the oldest under prefix.
+// await returns once key is the oldest under prefix. While the store does not answer it waits too: the session knows how long it may.
 func await(ctx context.Context, s fencedStore, lost <-chan struct{}, prefix, key string) (*leadership, error) {
 	for {
-		candidates, rev, err := s.List(ctx, prefix)
-		if err != nil {
+		l, rev, err := leads(ctx, s, prefix, key)
+		if l != nil {
+			return l, nil
+		}
+		if err == nil {
+			err = awaitDeletion(ctx, s, lost, prefix, rev)
+		}
+		switch {
+		case err == nil:
+		case !errors.Is(err, ErrUnavailable):
 			return nil, err
-		}
-		i := slices.IndexFunc(candidates, func(kv KV) bool { return kv.Key == key })
-		if i < 0 {
-			return nil, ErrLeaseLost
-		}
-		mine := candidates[i]
-		if !slices.ContainsFunc(candidates, func(kv KV) bool { return kv.Created < mine.Created }) {
-			return &leadership{store: s, fence: fence{key: key, created: mine.Created}}, nil
-		}
-		if err := awaitDeletion(ctx, s, lost, prefix, rev); err != nil {
-			return nil, err
+		default:
+			select {
+			case <-time.After(retryPause):
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			case <-lost:
+				return nil, ErrLeaseLost
+			}
 		}
 	}
+}
+
+// leads looks whether key is the oldest under prefix, at the revision that it returns.
+func leads(ctx context.Context, s fencedStore, prefix, key string) (*leadership, int64, error) {
+	candidates, rev, err := s.List(ctx, prefix)
+	if err != nil {
+		return nil, 0, err
+	}
+	i := slices.IndexFunc(candidates, func(kv KV) bool { return kv.Key == key })
+	if i < 0 {
+		return nil, rev, ErrLeaseLost
+	}
+	mine := candidates[i].Created
+	if slices.ContainsFunc(candidates, func(kv KV) bool { return kv.Created < mine }) {
+		return nil, rev, nil
+	}
+	return &leadership{store: s, fence: fence{key: key, created: mine}}, rev, nil
 }
 
 // awaitDeletion returns after some key under prefix has been deleted since rev, or may have been.

@@ -29,7 +29,7 @@ const (
 	raftEntries = 1000
 	raftCatchUp = 100
 	// startTimeout is when a server that is still not ready is given up; replaying its log takes a healthy one a second at most.
-	startTimeout = time.Minute
+	startTimeout  = time.Minute
 	behindTimeout = 4 * time.Second
 	// closeTimeout bounds the wait for a server that has failed; a healthy one needs a few milliseconds.
 	closeTimeout = 2 * time.Second

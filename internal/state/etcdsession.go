@@ -85,7 +85,7 @@ func (e *etcdSession) Campaign(ctx context.Context, name, value string) (Leaders
 	if err := e.alive(); err != nil {
 		return nil, err
 	}
-	return notNil(campaign(ctx, e.store, int64(e.id), e.done, name, value))
+	return notNil(campaign(ctx, e.store, int64(e.id), e.done, e.orphan, name, value))
 }
 
 func (e *etcdSession) Close() error {

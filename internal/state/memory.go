@@ -309,7 +309,7 @@ func (s *memorySession) Campaign(ctx context.Context, name, value string) (Leade
 	if err := s.alive(); err != nil {
 		return nil, err
 	}
-	return notNil(campaign(ctx, s.store, s.id, s.done, name, value))
+	return notNil(campaign(ctx, s.store, s.id, s.done, s.orphan, name, value))
 }
 
 func (s *memorySession) alive() error {

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -159,6 +160,34 @@ func TestSessionLost(t *testing.T) {
 		want(t, "put", err, ErrLeaseLost)
 		_, err = l.Put(t.Context(), "/k", nil, Any)
 		want(t, "put of the leader", err, ErrNotLeader)
+	}
+}
+
+// A candidacy that cannot be withdrawn, because the server is away, does not outlive its session.
+func TestCampaignCancelledDuringOutage(t *testing.T) {
+	t.Parallel()
+	srv := startPeer(t, &peer{})
+	s, err := Open(t.Context(), Config{Endpoints: []string{srv.url}, OpTimeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	lead(t, session(t, t.Context(), s, time.Minute), "outage", "1")
+	e := session(t, t.Context(), s, time.Minute)
+	ctx, cancel := context.WithCancel(t.Context())
+	given := make(chan error, 1)
+	go func() {
+		_, err := e.Campaign(ctx, "outage", "2")
+		given <- err
+	}()
+	candidates(t, s, "outage", 2)
+	srv.stop()
+	cancel()
+	want(t, "campaign", <-given, context.Canceled)
+	select {
+	case <-e.Done(): // nobody keeps its lease alive: the candidacy ends with it
+	case <-time.After(limit):
+		t.Error("the session goes on with a candidacy that nobody knows of")
 	}
 }
 

@@ -26,12 +26,14 @@ type zapCore struct {
 	quiet *atomic.Bool // may be nil
 }
 
-// earlyNoise is an error that a healthy new server logs in its first second, before its first term is on disk; it tries again.
-const earlyNoise = "failed to update storage version"
+// earlyNoise tells what a healthy new server complains of in its first second, before its first term is on disk; it tries again.
+func earlyNoise(message string) bool {
+	return message == "failed to update storage version" || message == "Failed to detect schema version"
+}
 
 func (c *zapCore) level(l zapcore.Level, message string) slog.Level {
 	switch {
-	case c.quiet != nil && c.quiet.Load(), l < zapcore.WarnLevel, message == earlyNoise:
+	case c.quiet != nil && c.quiet.Load(), l < zapcore.WarnLevel, earlyNoise(message):
 		return slog.LevelDebug
 	case l == zapcore.WarnLevel:
 		return slog.LevelWarn
