@@ -76,10 +76,10 @@ func WriteMetrics(w io.Writer, proxies []*Proxy) error {
 			write(p, labels[i])
 		}
 	}
-	family("http_server_request_duration_seconds", "histogram", "From the arrival of a request to the last byte of the function's answer.",
+	family("thaw_queueproxy_request_duration_seconds", "histogram", "From the arrival of a request to the last byte of the function's answer.",
 		func(p *Proxy, l string) {
 			for c := range p.count.class {
-				p.count.class[c].write(b, "http_server_request_duration_seconds", fmt.Sprintf(`%s,status_class="%dxx"`, l, c+1))
+				p.count.class[c].write(b, "thaw_queueproxy_request_duration_seconds", fmt.Sprintf(`%s,status_class="%dxx"`, l, c+1))
 			}
 		})
 	family("thaw_queueproxy_inside", "gauge", "Requests inside, by state: running in the function, waiting for a slot.",
