@@ -212,8 +212,12 @@ func answer(w http.ResponseWriter, r *http.Request, o order, now report) {
 	switch {
 	case o.echo:
 		w.Header().Set("Content-Type", "application/octet-stream")
+		// Without this the server throws away a part of a large body once the answer has begun.
+		_ = http.NewResponseController(w).EnableFullDuplex()
 		w.WriteHeader(o.status)
-		_, _ = io.Copy(w, r.Body)
+		if _, err := io.Copy(w, r.Body); err != nil {
+			panic(http.ErrAbortHandler) // a part must not look like the whole
+		}
 	case o.streams > 0:
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.WriteHeader(o.status)
