@@ -18,7 +18,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -331,6 +330,3 @@ func (a *Agent) awaitDelivered(r *revision) {
 	}
 	a.mu.Unlock()
 }
-
-// errShutdown is why a start was given up when the agent is ending.
-var errShutdown = errors.New("the agent is ending")

@@ -1,7 +1,6 @@
 package apiserver
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"flag"
@@ -422,12 +421,4 @@ func touch(t *testing.T, store *objects.Store, k *api.Kind, name, message string
 	if _, err := store.UpdateStatus(t.Context(), k, o); err != nil {
 		t.Fatal(err)
 	}
-}
-
-func indent(data []byte) string {
-	var b bytes.Buffer
-	if json.Indent(&b, data, "", "  ") != nil {
-		return string(data)
-	}
-	return b.String()
 }

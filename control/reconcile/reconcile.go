@@ -219,7 +219,7 @@ func (r *Reconcilers) changed(old, now api.Object) {
 	}
 	n := nameOf(o)
 	existence := old == nil || now == nil
-	switch o.(type) {
+	switch o := o.(type) {
 	case *api.Service:
 		r.queue.add(key{kindService, n.namespace, n.name})
 		if existence {
@@ -241,7 +241,7 @@ func (r *Reconcilers) changed(old, now api.Object) {
 	case *api.Route:
 		r.routeChanged(asRoute(old), asRoute(now))
 	case *api.DomainMapping:
-		r.queue.add(key{kindHost, "", hostOf(o.(*api.DomainMapping))})
+		r.queue.add(key{kindHost, "", hostOf(o)})
 	}
 }
 
