@@ -108,7 +108,7 @@ func (v *view) lookup(host []byte) *routes.Route {
 			return rt
 		}
 	}
-	if len(host) == 0 || len(host) > maxHost {
+	if len(host) > maxHost {
 		return nil
 	}
 	name := strings.TrimSuffix(strings.ToLower(string(host)), ".")
@@ -120,7 +120,7 @@ func (v *view) lookup(host []byte) *routes.Route {
 	return rt
 }
 
-// search tries the name itself and then the wildcards over it, the longest first.
+// search tries the name itself, then the wildcards over it, the longest first, and at last the one for every host.
 func (v *view) search(name string) *routes.Route {
 	if rt, ok := v.table.Hosts[name]; ok {
 		return rt
@@ -128,7 +128,7 @@ func (v *view) search(name string) *routes.Route {
 	for rest := name; ; {
 		i := strings.IndexByte(rest, '.')
 		if i < 0 {
-			return nil
+			return v.table.Hosts["*"]
 		}
 		rest = rest[i+1:]
 		if rt, ok := v.table.Hosts["*."+rest]; ok {

@@ -17,6 +17,7 @@ It speaks the Knative Serving API, so Service YAML, kn and kubectl work against 
 Start a server with "thaw dev", then deploy something: "thaw deploy hello --dir examples/hello-go".`,
 	}
 	root.AddCommand(newDevCommand(env), newDemoCommand(env), newDemoFunction())
+	root.AddCommand(newStandaloneCommands(env)...)
 	root.AddCommand(verbs.Commands(env)...)
 	return root
 }

@@ -22,7 +22,8 @@ type Route struct {
 	Tags map[string]api.RevisionID
 }
 
-// Table maps a lower-case host without port to its route. Wildcard hosts begin with "*.".
+// Table maps a lower-case host without port to its route. Wildcard hosts begin with "*."; "*" is every
+// host that nothing else matches.
 type Table struct {
 	Hosts map[string]*Route
 }
