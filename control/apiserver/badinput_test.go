@@ -91,6 +91,7 @@ func TestBadInput(t *testing.T) {
 		// Names and metadata.
 		{name: "no name", body: strings.Replace(service("hello"), `{"name":"hello"}`, "{}", 1), code: 422, reason: "Invalid"},
 		{name: "300 characters", body: strings.Replace(service("hello"), `{"name":"hello"}`, `{"name":"`+long+`"}`, 1), code: 422, reason: "Invalid"},
+		{name: "300 characters in an apply patch", method: "PATCH", path: services + "/" + long + "?fieldManager=x", contentType: apply, body: strings.Replace(service("hello"), `{"name":"hello"}`, `{"name":"`+long+`"}`, 1), code: 422, reason: "Invalid"},
 		{name: "capital", body: strings.Replace(service("hello"), `{"name":"hello"}`, `{"name":"Hello"}`, 1), code: 422, reason: "Invalid"},
 		{name: "labels of a number", body: strings.Replace(service("hello"), `{"name":"hello"}`, `{"name":"hello","labels":{"a":1}}`, 1), code: 400, reason: "BadRequest"},
 

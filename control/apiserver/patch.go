@@ -11,6 +11,7 @@ import (
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 
 	"github.com/thawrun/thaw/api"
+	"github.com/thawrun/thaw/control/objects"
 	"github.com/thawrun/thaw/internal/state"
 )
 
@@ -107,7 +108,7 @@ func (s *Server) applyNew(ctx context.Context, w http.ResponseWriter, r *http.Re
 	if err == nil {
 		return false, nil
 	}
-	if !errors.Is(err, state.ErrNotFound) {
+	if !errors.Is(err, state.ErrNotFound) && !errors.Is(err, objects.ErrBadName) { // a name that cannot be is told as such below
 		return false, fromStore(err, t.kind, t.name)
 	}
 	// A merge into nothing drops the nulls, as the merge into something would.
