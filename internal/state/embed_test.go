@@ -5,11 +5,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -24,9 +26,12 @@ func TestMain(m *testing.M) {
 	job, dir, _ := strings.Cut(os.Getenv(childEnv), ":")
 	switch job {
 	case "":
+		_ = flag.Set("test.parallel", "8") // most of them wait for time to pass
 		os.Exit(m.Run())
 	case "write":
 		writeForEver(dir)
+	case "idle":
+		reportFootprint(dir)
 	case "full":
 		writeUntilFull(dir)
 	}
@@ -317,6 +322,42 @@ func TestDiskFull(t *testing.T) {
 	_, _ = fmt.Sscanf(got[0], "after %d", &after)
 	if err != nil || len(kvs) < after {
 		t.Errorf("%d of %d acknowledged keys are there, error %v", len(kvs), after, err)
+	}
+}
+
+// reportFootprint opens a store and says how long that took and what the process occupies then.
+func reportFootprint(dir string) {
+	began := time.Now()
+	s, err := Open(context.Background(), Config{Dir: dir})
+	took := time.Since(began)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer s.Close()
+	status, _ := os.ReadFile("/proc/self/status")
+	for line := range strings.Lines(string(status)) {
+		if kb, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			fmt.Println(took.Milliseconds(), strings.Fields(kb)[0])
+		}
+	}
+}
+
+// The embedded server has to fit into a laptop's `thaw dev`: 0.5 s and 35 MiB. The time is that of a busy machine here, so it has a
+// margin; the memory has none.
+func TestFootprint(t *testing.T) {
+	if raceEnabled || runtime.GOOS != "linux" {
+		t.Skip("measures a program without the race detector on Linux")
+	}
+	_, lines := child(t, "idle", t.TempDir())
+	var ms, kb int
+	lines.Scan()
+	if _, err := fmt.Sscan(lines.Text(), &ms, &kb); err != nil {
+		t.Fatalf("the child says %q", lines.Text())
+	}
+	t.Logf("open in %d ms, %d KiB resident", ms, kb)
+	if ms > 2000 || kb > 35<<10 {
+		t.Errorf("open took %d ms, %d KiB resident", ms, kb)
 	}
 }
 

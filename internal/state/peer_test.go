@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"io"
 	"log/slog"
 	"math/big"
 	"net"
@@ -26,40 +27,106 @@ import (
 
 // peer is a real etcd on a loopback port, what a user of external endpoints has.
 type peer struct {
-	url string
-	dir string
-	tls *transport.TLSInfo
-
+	url  string // of the relay
+	dir  string
+	tls  *transport.TLSInfo
 	etcd *embed.Etcd
-	once sync.Once
+	*relay
 }
 
-// stop ends the server; clients that are connected cost it some seconds.
-func (p *peer) stop() { p.once.Do(p.etcd.Close) }
+// relay stands before a peer, so that its connections can be cut: an etcd that is closed with clients connected takes six seconds.
+type relay struct {
+	from, to string
 
-func freePort(t *testing.T) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l  net.Listener
+	wg sync.WaitGroup
+
+	mu     sync.Mutex // guards the rest
+	conns  []net.Conn
+	closed bool
+}
+
+// open accepts connections until cut; from the first time on at the same address.
+func (r *relay) open(t *testing.T) {
+	t.Helper()
+	l, err := net.Listen("tcp", r.from)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	r.l, r.from, r.closed, r.conns = l, l.Addr().String(), false, nil // nobody else is there yet
+	r.wg.Go(func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", r.to)
+			if err != nil {
+				_ = in.Close()
+				continue
+			}
+			r.mu.Lock()
+			r.conns = append(r.conns, in, out)
+			closed := r.closed
+			r.mu.Unlock()
+			if closed { // cut has not seen these two
+				_, _ = in.Close(), out.Close()
+				return
+			}
+			for _, way := range [][2]net.Conn{{in, out}, {out, in}} {
+				r.wg.Go(func() {
+					_, _ = io.Copy(way[0], way[1])
+					_, _ = in.Close(), out.Close()
+				})
+			}
+		}
+	})
+}
+
+func (r *relay) cut() {
+	_ = r.l.Close()
+	r.mu.Lock()
+	r.closed = true
+	for _, c := range r.conns {
+		_ = c.Close()
+	}
+	r.mu.Unlock()
+	r.wg.Wait()
+}
+
+// stop ends the server, start begins it again with its data at the same address.
+func (p *peer) stop() {
+	if p.etcd != nil {
+		p.cut()
+		p.etcd.Close()
+		p.etcd = nil
+	}
 }
 
 func startPeer(t *testing.T, p *peer) *peer {
 	t.Helper()
-	if p.url == "" {
-		p.url = "http://" + freePort(t)
-		if p.tls != nil {
-			p.url = "https" + p.url[4:]
-		}
+	p.dir = t.TempDir()
+	p.relay = &relay{from: "127.0.0.1:0"}
+	p.start(t)
+	t.Cleanup(p.stop)
+	return p
+}
+
+func (p *peer) start(t *testing.T) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0") // etcd wants to know its port before
+	if err != nil {
+		t.Fatal(err)
 	}
-	if p.dir == "" {
-		p.dir = t.TempDir()
+	p.to = l.Addr().String()
+	_ = l.Close()
+	scheme := "http"
+	if p.tls != nil {
+		scheme = "https"
 	}
+	u := &url.URL{Scheme: scheme, Host: p.to}
 	cfg := embed.NewConfig()
 	cfg.Name, cfg.Dir = "peer", p.dir
-	u, _ := url.Parse(p.url)
 	member, _ := url.Parse(memberURL)
 	cfg.ListenPeerUrls, cfg.ListenClientUrls = nil, []url.URL{*u}
 	cfg.AdvertisePeerUrls, cfg.AdvertiseClientUrls = []url.URL{*member}, []url.URL{*u}
@@ -81,8 +148,8 @@ func startPeer(t *testing.T, p *peer) *peer {
 		t.Fatal("etcd is not ready")
 	}
 	p.etcd = e
-	t.Cleanup(p.stop)
-	return p
+	p.open(t)
+	p.url = scheme + "://" + p.from
 }
 
 // etcd goes away and comes back: operations fail within their time, the watch goes on where it was, the session too.
@@ -122,7 +189,7 @@ func TestExternalOutage(t *testing.T) {
 	_, err = Open(t.Context(), Config{Endpoints: []string{srv.url}, DialTimeout: 500 * time.Millisecond})
 	want(t, "open", err, ErrUnavailable)
 
-	startPeer(t, &peer{url: srv.url, dir: srv.dir})
+	srv.start(t)
 	var r2 int64
 	eventually(t, "writes pass again", func() bool {
 		r2, err = s.Put(t.Context(), "/a/k", []byte("2"), r1)
