@@ -156,12 +156,30 @@ func (a *Activator) SetEndpoints(s *endpoints.Snapshot) {
 	r.starting.Store(starting)
 	r.hasReady.Store(len(specs) > 0)
 	r.b.Set(specs)
-	if s.Failure != nil && len(specs) == 0 && !starting {
-		// Nothing runs, nothing is being started and the last start failed: waiting on would be waiting for a retry that may fail too.
+	if len(specs) == 0 && !starting && hopeless(s.Failure, time.Now()) {
 		if n := r.b.Fail(cannotStart(s.Failure, time.Now())); n > 0 {
 			a.cfg.Log.Warn("held requests failed: no instance can start", "revision", r.id, "requests", n, "reason", s.Failure.Reason)
 		}
 	}
+}
+
+// patience is how long requests are held through the back-off of an instance that broke after it had been ready.
+const patience = time.Second
+
+// hopeless says that waiting for an instance makes no sense: nothing runs, nothing is being started, and what failed is not
+// tried again at once. After a failed start that is so as soon as there is a back-off, because the next start may fail
+// too. An instance that had been ready takes only the requests inside it along: those that wait are for its replacement,
+// unless breaking has become its habit.
+func hopeless(f *endpoints.Failure, now time.Time) bool {
+	switch {
+	case f == nil:
+		return false
+	case f.Until.IsZero():
+		return true
+	case f.Served:
+		return f.Until.Sub(now) >= patience
+	}
+	return f.Until.After(now)
 }
 
 func cannotStart(f *endpoints.Failure, now time.Time) *hop.Error {
@@ -202,8 +220,10 @@ func retryable(err error) bool { return errors.Is(err, hop.ErrNotSent) || errors
 
 // hold is the way of a request that finds no free slot.
 func (a *Activator) hold(r *revision, x *hop.Exchange) error {
-	if f := r.failure.Load(); f != nil && !r.hasReady.Load() && !r.starting.Load() && time.Now().Before(f.Until) {
-		return cannotStart(f, time.Now())
+	if f := r.failure.Load(); f != nil && !f.Until.IsZero() && !r.hasReady.Load() && !r.starting.Load() {
+		if now := time.Now(); hopeless(f, now) {
+			return cannotStart(f, now)
+		}
 	}
 	if a.draining.Load() {
 		return &hop.Error{Status: 503, Reason: hop.ReasonDraining, Message: "this activator is going away", RetryAfter: time.Second}

@@ -245,6 +245,57 @@ func TestEndsOfWaiting(t *testing.T) {
 	}
 }
 
+// What kills an instance that was ready takes along only the requests inside it: those that wait are served by its
+// replacement, through a short back-off too. Neither does the memory of a failure end a wait after its back-off: the agent
+// shows it until an instance is ready again. Only a revision that breaks again and again is given up on.
+func TestInstanceBreaks(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		after  time.Duration // until the next start, from now on
+		served bool
+		status int
+	}{
+		{"killed once", 0, true, 0},
+		{"killed three times", 200 * time.Millisecond, true, 0},
+		{"broken by habit", 2 * time.Second, true, 503},
+		{"first start fails", 0, false, 0},
+		{"second start fails", 100 * time.Millisecond, false, 503},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancel(t.Context())
+				w := newWorld(t, Config{}, 1, nil)
+				go w.Run(ctx)
+				w.instances(1, nil, ready)
+				w.serve = func(_ endpoints.Instance, x *hop.Exchange) error { time.Sleep(time.Hour); x.Finish(); return nil }
+				go w.Serve(exchange()) // takes the one slot
+				synctest.Wait()
+				w.serve = func(_ endpoints.Instance, x *hop.Exchange) error { x.Finish(); return nil }
+				held, later := make(chan error, 1), make(chan error, 1)
+				go func() { held <- w.Serve(exchange()) }()
+				synctest.Wait()
+				f := &endpoints.Failure{Reason: "Signal9", Until: time.Now().Add(c.after), Served: c.served}
+				w.instances(1, f, nil)
+				go func() { later <- w.Serve(exchange()) }()
+				synctest.Wait()
+				time.Sleep(c.after)
+				w.instances(1, f, nil) // as when the autoscaler changes what is desired
+				w.instances(1, f, map[string]endpoints.State{"b": endpoints.Starting})
+				w.instances(1, nil, map[string]endpoints.State{"b": endpoints.Ready})
+				if err := <-held; status(err) != c.status {
+					t.Errorf("held when it broke: %v", err)
+				}
+				if err := <-later; status(err) != c.status {
+					t.Errorf("came while it was down: %v", err)
+				}
+				time.Sleep(2 * time.Hour)
+				cancel()
+				synctest.Wait()
+			})
+		})
+	}
+}
+
 // A retry that is under way is worth waiting for: only when nothing is being started are the held requests failed. In a
 // back-off new requests fail at once; after it one may try again.
 func TestBackOff(t *testing.T) {

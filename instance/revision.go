@@ -235,6 +235,7 @@ func (a *Agent) failLocked(in *instance, why *failure) {
 	}
 	r.fault = &endpoints.Failure{
 		Reason: why.reason, Message: why.message, Count: r.crashes, At: now, Until: r.until,
+		Served: !in.readyAt.IsZero(),
 	}
 	a.cfg.Log.Warn("instance failed", "revision", r.id, "instance", in.id, "reason", why.reason,
 		"message", why.message, "count", r.crashes, "next", backOff(r.crashes))

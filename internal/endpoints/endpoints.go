@@ -49,7 +49,8 @@ type Failure struct {
 	Message string    // one line for people, with the function's last output
 	Count   int       // failed starts in a row
 	At      time.Time // of the last one
-	Until   time.Time // no start before this (back-off)
+	Until   time.Time // no start before this (back-off); zero = nobody knows when
+	Served  bool      // the instance that failed had been ready: the next one probably gets ready too
 }
 
 // Snapshot is everything that is known of one revision's instances at one moment.
