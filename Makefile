@@ -11,7 +11,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # Version control stamping is off because it fails in a checkout that belongs to somebody else; the stamp is ours.
 BUILDFLAGS  = -buildvcs=false -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
-.PHONY: all build test deps race lint bench fuzz fuzz-short demo clean
+.PHONY: all build test deps race lint bench bench-cold fuzz fuzz-short demo kubectl clean
 
 all: build
 
@@ -41,6 +41,14 @@ lint:
 
 bench:
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(PKG)
+
+# bench-cold: 200 cold starts with their waterfall.
+bench-cold:
+	$(GO) test -run '^$$' -bench ColdStart -benchtime 200x ./bench
+
+# kubectl: the real one, built from its module, for test/kubectl (some minutes the first time).
+kubectl:
+	cd test/kubectl/tool && CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags '-s -w' -o ../../../bin/kubectl .
 
 # fuzz: every Fuzz target that there is, one after another, FUZZTIME each.
 fuzz:
