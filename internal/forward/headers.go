@@ -2,81 +2,60 @@ package forward
 
 import (
 	"bytes"
+	"strconv"
 
 	"github.com/valyala/fasthttp"
 
 	"github.com/thawrun/thaw/internal/hop"
 )
 
-// Fields that concern one connection only (RFC 9110 7.6.1 and the ones of old that proxies honour). Transfer-Encoding and
-// Content-Length are written anew by the header itself.
-var hopByHop = []string{"Connection", "Keep-Alive", "Proxy-Connection", "Proxy-Authenticate", "Proxy-Authorization", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "Http2-Settings"}
-
-// prepareRequest removes what belongs to the client's connection and returns the protocol that the client asks to switch to, if any.
-// It may be called again for the same exchange. h2c by Upgrade is never passed on: RFC 9113 gave it up, and behind a proxy it smuggles.
-func prepareRequest(x *hop.Exchange) (upgrade string) {
+// appendFields writes x's request line and the fields that are to be passed on, in their order, without the empty line at the end. x is
+// not changed by it, so that the request may go to another instance.
+func appendFields(dst []byte, x *hop.Exchange) ([]byte, hop.Connection) {
 	h := &x.Req.Header
-	if h.ConnectionUpgrade() {
-		if p := h.Peek("Upgrade"); len(p) > 0 && !bytes.EqualFold(p, []byte("h2c")) {
-			upgrade = string(p)
-		}
-	}
-	trailers := acceptsTrailers(h.Peek("Te"))
-	dropNamed(h.PeekAll("Connection"), h.Del)
-	for _, k := range hopByHop {
-		h.Del(k)
-	}
-	h.ResetConnectionClose()
 	h.SetNoDefaultContentType(true)
 	h.SetProtocol("HTTP/1.1")
-	if trailers {
-		h.Set("Te", "trailers")
-	}
-	if upgrade != "" {
-		h.Set("Upgrade", upgrade)
-	}
-	return upgrade
+	return hop.Filter(h.AppendBytes(dst))
 }
 
-func acceptsTrailers(te []byte) bool {
-	for v := range bytes.SplitSeq(te, []byte(",")) {
-		if bytes.EqualFold(trimmed(v), []byte("trailers")) {
-			return true
-		}
+// appendHead writes the head of x's request for HTTP/1.1. asked is the protocol that the client wants to switch to, if any: h2c by Upgrade
+// is never passed on, since RFC 9113 gave it up, and behind a proxy it smuggles.
+func appendHead(dst []byte, x *hop.Exchange) (head []byte, asked string) {
+	dst, conn := appendFields(dst, x)
+	if conn.Trailers {
+		dst = append(dst, "Te: trailers\r\n"...)
 	}
-	return false
+	if conn.Upgrade != "" && !bytes.EqualFold([]byte(conn.Upgrade), []byte("h2c")) {
+		asked = conn.Upgrade
+		dst = append(append(append(dst, "Connection: Upgrade\r\nUpgrade: "...), asked...), "\r\n"...)
+	}
+	h := &x.Req.Header
+	switch {
+	case x.BodySize < 0:
+		dst = append(dst, "Transfer-Encoding: chunked\r\n"...)
+		if conn.Announced != "" {
+			dst = append(append(append(dst, "Trailer: "...), conn.Announced...), "\r\n"...)
+		}
+	case x.BodySize > 0 || h.IsPost() || h.IsPut() || h.IsPatch():
+		dst = append(strconv.AppendInt(append(dst, "Content-Length: "...), x.BodySize, 10), "\r\n"...)
+	}
+	return append(dst, "\r\n"...), asked
 }
 
-// dropNamed removes the fields that Connection names. Those that frame the message are not for the sender to remove.
-func dropNamed(connection [][]byte, del func(string)) {
-	for _, line := range connection {
-		if bytes.IndexByte(line, ',') < 0 && (bytes.EqualFold(line, []byte("close")) || bytes.EqualFold(line, []byte("keep-alive")) || bytes.EqualFold(line, []byte("upgrade"))) {
-			continue
-		}
-		for v := range bytes.SplitSeq(line, []byte(",")) {
-			v = trimmed(v)
-			if len(v) == 0 || bytes.EqualFold(v, []byte("close")) || bytes.EqualFold(v, []byte("host")) || bytes.EqualFold(v, []byte("content-length")) || bytes.EqualFold(v, []byte("content-type")) {
-				continue
-			}
-			del(string(v))
-		}
+// resetClose forgets that the instance's connection will close, which is nobody's business after this, but keeps what other Connection
+// lines named: the front removes those fields.
+func resetClose(h *fasthttp.ResponseHeader) {
+	if !h.ConnectionClose() {
+		return
 	}
-}
-
-// cleanResponse removes what belongs to the instance's connection.
-func cleanResponse(h *fasthttp.ResponseHeader) {
-	dropNamed(h.PeekAll("Connection"), h.Del)
-	for _, k := range hopByHop {
-		h.Del(k)
+	var named []string
+	for k, v := range h.All() {
+		if string(k) == "Connection" && string(v) != "close" {
+			named = append(named, string(v))
+		}
 	}
 	h.ResetConnectionClose()
-}
-
-// appendHead writes the head of the request. An upgrade's Connection field is added here because the header type keeps
-// Connection to itself.
-func appendHead(dst []byte, h *fasthttp.RequestHeader, upgrading bool) []byte {
-	if upgrading {
-		h.Set("Connection", "Upgrade")
+	for _, v := range named {
+		h.Add("Connection", v)
 	}
-	return h.AppendBytes(dst)
 }

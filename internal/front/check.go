@@ -2,15 +2,17 @@ package front
 
 import (
 	"bytes"
+	"strconv"
 
 	"github.com/valyala/fasthttp"
 
+	"github.com/thawrun/thaw/internal/chunk"
 	"github.com/thawrun/thaw/internal/hop"
 )
 
 // check refuses what fasthttp's parser lets through although another parser may read it otherwise. It looks at the raw header, since
 // the parsed one has forgotten what it threw away.
-func check(h *fasthttp.RequestHeader) error {
+func (s *Server) check(h *fasthttp.RequestHeader) error {
 	bad := func(status int, reason, msg string) error {
 		return &hop.Error{Status: status, Reason: reason, Message: msg}
 	}
@@ -20,7 +22,7 @@ func check(h *fasthttp.RequestHeader) error {
 	if h.IsConnect() {
 		return bad(405, hop.ReasonMethod, "CONNECT is refused: this is not a forward proxy")
 	}
-	var te, cl, host int
+	var te, cl, host, connection, count int
 	raw := h.RawHeaders()
 	for len(raw) > 0 {
 		line := raw
@@ -33,30 +35,39 @@ func check(h *fasthttp.RequestHeader) error {
 		if len(line) == 0 {
 			continue
 		}
+		if count++; count > s.cfg.MaxHeaderLines {
+			return bad(431, hop.ReasonHeaderTooBig, "more than "+strconv.Itoa(s.cfg.MaxHeaderLines)+" header lines")
+		}
 		colon := bytes.IndexByte(line, ':')
 		if colon <= 0 {
 			return bad(400, hop.ReasonBadRequest, "malformed header line")
 		}
-		for _, c := range line[:colon] {
-			if !token[c] {
-				return bad(400, hop.ReasonBadRequest, "malformed header name")
-			}
+		if !chunk.Token(line[:colon]) {
+			return bad(400, hop.ReasonBadRequest, "malformed header name")
 		}
-		for _, c := range line[colon+1:] {
-			if c < ' ' && c != '\t' || c == 0x7f {
-				return bad(400, hop.ReasonBadRequest, "malformed header value")
-			}
+		if !chunk.Value(line[colon+1:]) {
+			return bad(400, hop.ReasonBadRequest, "malformed header value")
 		}
-		switch name := line[:colon]; {
-		case bytes.EqualFold(name, []byte("Transfer-Encoding")):
-			te++
-			if !bytes.EqualFold(bytes.TrimSpace(line[colon+1:]), []byte("chunked")) {
-				return bad(501, hop.ReasonBadRequest, "transfer coding not supported: only chunked is")
+		switch name := line[:colon]; len(name) {
+		case len("Transfer-Encoding"):
+			if bytes.EqualFold(name, []byte("Transfer-Encoding")) {
+				te++
+				if !bytes.EqualFold(bytes.TrimSpace(line[colon+1:]), []byte("chunked")) {
+					return bad(501, hop.ReasonBadRequest, "transfer coding not supported: only chunked is")
+				}
 			}
-		case bytes.EqualFold(name, []byte("Content-Length")):
-			cl++
-		case bytes.EqualFold(name, []byte("Host")):
-			host++
+		case len("Content-Length"):
+			if bytes.EqualFold(name, []byte("Content-Length")) {
+				cl++
+			}
+		case len("Connection"):
+			if bytes.EqualFold(name, []byte("Connection")) {
+				connection++
+			}
+		case len("Host"):
+			if bytes.EqualFold(name, []byte("Host")) {
+				host++
+			}
 		}
 	}
 	switch {
@@ -66,19 +77,48 @@ func check(h *fasthttp.RequestHeader) error {
 		return bad(400, hop.ReasonBadRequest, "Transfer-Encoding, Content-Length or Host given twice")
 	case te > 0 && !h.IsHTTP11():
 		return bad(400, hop.ReasonBadRequest, "Transfer-Encoding in an HTTP/1.0 request")
+	case !validHost(h.Host()):
+		return bad(400, hop.ReasonBadRequest, "malformed Host")
+	}
+	if connection > 1 {
+		joinConnection(h)
 	}
 	return nil
 }
 
-// token marks the bytes of a field name (RFC 9110 5.6.2).
-var token = func() (t [256]bool) {
+// joinConnection makes one Connection line of several: with "close" as the last of them the parser would forget what the others name.
+func joinConnection(h *fasthttp.RequestHeader) {
+	var all []byte
+	raw := h.RawHeaders()
+	for len(raw) > 0 {
+		var line []byte
+		line, raw, _ = bytes.Cut(raw, []byte("\n"))
+		if name, value, ok := bytes.Cut(line, []byte(":")); ok && bytes.EqualFold(name, []byte("Connection")) {
+			all = append(append(all, bytes.TrimSpace(value)...), ',')
+		}
+	}
+	h.Del("Connection")
+	h.SetBytesV("Connection", bytes.TrimSuffix(all, []byte(",")))
+}
+
+// validHost says whether b has only bytes that a host and a port may have (RFC 3986 3.2.2).
+func validHost(b []byte) bool {
+	for _, c := range b {
+		if !hostByte[c] {
+			return false
+		}
+	}
+	return true
+}
+
+var hostByte = func() (t [256]bool) {
 	for c := '0'; c <= '9'; c++ {
 		t[c] = true
 	}
 	for c := 'a'; c <= 'z'; c++ {
 		t[c], t[c-'a'+'A'] = true, true
 	}
-	for _, c := range "!#$%&'*+-.^_`|~" {
+	for _, c := range "-._~!$&'()*+,;=%:[]" {
 		t[c] = true
 	}
 	return t
@@ -103,6 +143,9 @@ func originForm(h *fasthttp.RequestHeader) error {
 		if path[0] == '?' {
 			path = "/" + path
 		}
+	}
+	if !validHost([]byte(host)) {
+		return &hop.Error{Status: 400, Reason: hop.ReasonBadRequest, Message: "malformed Host"}
 	}
 	h.SetHost(host)
 	h.SetRequestURI(path)

@@ -1,25 +1,24 @@
-// Package front turns connections into exchanges: an HTTP/1.1 server on fasthttp with the strictness and the endings that a
-// proxy owes both sides.
+// Package front turns connections into exchanges: an HTTP/1.1 server with the strictness and the endings that a proxy owes both
+// sides, and on the same port HTTP/2 by prior knowledge.
 //
-// What fasthttp leaves to its user is done here: messages that two parsers could read in two ways are refused and the
-// connection is closed; a request body that breaks off is an error and not an end; an unread body never becomes the next
-// request; a client that leaves is noticed while its request waits; an answer that was cut short ends as a reset;
-// upgraded connections count until they end.
+// fasthttp parses the heads and carries the messages. The connection's loop is ours, because a proxy needs what fasthttp's server keeps to
+// itself: messages that two parsers could read in two ways are refused and the connection is closed; a request body
+// that breaks off is an error and not an end; an unread body never becomes the next request; whether a body is wanted (100-continue) is the
+// function's to say, and what else it says before its answer (103) is passed on; trailers go both ways; a client that leaves is noticed while its
+// request waits; an answer that was cut short ends as a reset; an idle connection holds no buffers.
+//
+// HTTP/2 is net/http's; h2.go translates its streams into the same exchanges.
 package front
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"log/slog"
-	"math"
-	"math/rand/v2"
 	"net"
-	"strconv"
+	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
-
-	"github.com/valyala/fasthttp"
 
 	"github.com/thawrun/thaw/internal/hop"
 )
@@ -27,112 +26,175 @@ import (
 // Config has the limits of the client's side. The zero value of each field means its default.
 type Config struct {
 	HeaderTimeout  time.Duration // total time for a request's head, and for a new connection's first byte; 10 s
-	IdleTimeout    time.Duration // an idle connection is closed after this; 120 s
-	BodyIdle       time.Duration // between two bytes of a request's body; 60 s
+	IdleTimeout    time.Duration // an idle connection is closed after this, or up to a quarter later; 120 s
+	BodyIdle       time.Duration // between two bytes of a request's body in HTTP/1; 60 s
 	WriteIdle      time.Duration // a client must take some bytes of an answer within this; 60 s
-	MaxHeaderBytes int           // of a request's head; 16 KiB; more is answered with 431
-	MaxConns       int           // connections at once; 65,536
+	MaxHeaderBytes int           // of a request's head in HTTP/1; 16 KiB; more is answered with 431
+	MaxHeaderLines int           // fields of a request's head; 256; more is answered with 431
+	MaxConns       int           // connections at once; 65,536; more are closed at once
+	MaxStreams     int           // streams at once on an HTTP/2 connection; 250
 	Log            *slog.Logger
 }
 
-// Server serves HTTP/1.1 on listeners. Make one with New.
+// Server serves HTTP/1.1 and HTTP/2 on listeners. Make one with New.
 type Server struct {
 	cfg Config
 	h   hop.Handler
-	fs  *fasthttp.Server
 
-	mu       sync.Mutex
-	hijacked map[*clientConn]struct{}
-	upgrades sync.WaitGroup
+	h2      *http.Server
+	h2conns handover
+
+	stopping atomic.Bool
+	mu       sync.Mutex // guards what follows
+	lns      map[net.Listener]struct{}
+	conns    map[*clientConn]struct{}
+	serving  sync.WaitGroup // connections of HTTP/1; grows only under mu and while not stopping
 }
 
 // New returns a server that hands every exchange to h.
 func New(cfg Config, h hop.Handler) *Server {
-	def := func(d *time.Duration, v time.Duration) {
+	duration := func(d *time.Duration, v time.Duration) {
 		if *d <= 0 {
 			*d = v
 		}
 	}
-	def(&cfg.HeaderTimeout, 10*time.Second)
-	def(&cfg.IdleTimeout, 120*time.Second)
-	def(&cfg.BodyIdle, 60*time.Second)
-	def(&cfg.WriteIdle, 60*time.Second)
-	if cfg.MaxHeaderBytes <= 0 {
-		cfg.MaxHeaderBytes = 16 << 10
+	number := func(n *int, v int) {
+		if *n <= 0 {
+			*n = v
+		}
 	}
-	if cfg.MaxConns <= 0 {
-		cfg.MaxConns = 1 << 16
-	}
+	duration(&cfg.HeaderTimeout, 10*time.Second)
+	duration(&cfg.IdleTimeout, 120*time.Second)
+	duration(&cfg.BodyIdle, 60*time.Second)
+	duration(&cfg.WriteIdle, 60*time.Second)
+	number(&cfg.MaxHeaderBytes, 16<<10)
+	number(&cfg.MaxHeaderLines, 256)
+	number(&cfg.MaxConns, 1<<16)
+	number(&cfg.MaxStreams, 250)
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{cfg: cfg, h: h, hijacked: make(map[*clientConn]struct{})}
-	s.fs = &fasthttp.Server{
-		Handler:                      s.handle,
-		ErrorHandler:                 s.refuse,
-		ReadTimeout:                  cfg.HeaderTimeout,
-		IdleTimeout:                  cfg.IdleTimeout,
-		ReadBufferSize:               cfg.MaxHeaderBytes,
-		Concurrency:                  cfg.MaxConns,
-		MaxRequestBodySize:           math.MaxInt, // bodies stream; what may be held is the activator's to bound
-		StreamRequestBody:            true,
-		DisablePreParseMultipartForm: true,
-		NoDefaultServerHeader:        true,
-		NoDefaultDate:                true,
-		NoDefaultContentType:         true,
-		CloseOnShutdown:              true,
-		Logger:                       quiet{},
-	}
+	s := &Server{cfg: cfg, h: h, lns: make(map[net.Listener]struct{}), conns: make(map[*clientConn]struct{})}
+	s.h2conns = handover{conns: make(chan net.Conn), closed: make(chan struct{})}
+	s.h2 = s.newH2()
 	return s
 }
 
-// quiet drops fasthttp's own log lines: they are about clients that misbehave, and are counted elsewhere.
-type quiet struct{}
+// ErrClosed is returned by Serve after Shutdown was called.
+var ErrClosed = errors.New("front: server is shut down")
 
-func (quiet) Printf(string, ...any) {}
+// Serve accepts connections until Shutdown, then returns nil. It may be called for several listeners.
+func (s *Server) Serve(ln net.Listener) error {
+	s.mu.Lock()
+	if s.stopping.Load() {
+		s.mu.Unlock()
+		ln.Close()
+		return ErrClosed
+	}
+	first := len(s.lns) == 0
+	s.lns[ln] = struct{}{}
+	s.mu.Unlock()
+	if first {
+		s.h2conns.start.Do(func() { s.h2conns.serving.Go(func() { _ = s.h2.Serve(&s.h2conns) }) })
+	}
+	var pause time.Duration
+	for {
+		nc, err := ln.Accept()
+		switch {
+		case err == nil:
+			pause = 0
+			s.accept(nc)
+		case s.stopping.Load():
+			return nil
+		case temporary(err):
+			// Out of descriptors, most likely: those that we have will be given back.
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			s.cfg.Log.Warn("cannot accept", "error", err)
+			time.Sleep(pause)
+		default:
+			return err
+		}
+	}
+}
 
-// Serve accepts connections until Shutdown, then returns nil.
-func (s *Server) Serve(ln net.Listener) error { return s.fs.Serve(&listener{ln, s}) }
+func temporary(err error) bool {
+	var t interface{ Temporary() bool }
+	return errors.As(err, &t) && t.Temporary()
+}
 
-// Shutdown stops accepting, says "Connection: close" on what is under way, and returns when all exchanges and upgraded
+func (s *Server) accept(nc net.Conn) {
+	c := newConn(s, nc)
+	s.mu.Lock()
+	if s.stopping.Load() || len(s.conns) >= s.cfg.MaxConns {
+		s.mu.Unlock()
+		nc.Close()
+		return
+	}
+	s.conns[c] = struct{}{}
+	s.serving.Add(1)
+	s.mu.Unlock()
+	go func() {
+		defer s.serving.Done()
+		if c.serve() {
+			return // it is HTTP/2's now, and forgotten when that closes it
+		}
+		c.Close()
+		s.forget(c)
+	}()
+}
+
+func (s *Server) forget(c *clientConn) {
+	s.mu.Lock()
+	delete(s.conns, c)
+	s.mu.Unlock()
+}
+
+// Shutdown stops accepting, says "Connection: close" and GOAWAY on what is under way, and returns when all exchanges and upgraded
 // connections have ended. When ctx ends first, what is left is reset and ctx's cause is returned.
 func (s *Server) Shutdown(ctx context.Context) error {
-	err := s.fs.ShutdownWithContext(ctx)
-	done := make(chan struct{})
-	go func() { s.upgrades.Wait(); close(done) }()
+	s.mu.Lock()
+	s.stopping.Store(true)
+	for ln := range s.lns {
+		ln.Close()
+	}
+	for c := range s.conns {
+		c.wake()
+	}
+	s.mu.Unlock()
+
+	h1 := make(chan struct{})
+	go func() { s.serving.Wait(); close(h1) }()
+	err := s.h2.Shutdown(ctx)
 	select {
-	case <-done:
+	case <-h1:
 	case <-ctx.Done():
-		s.mu.Lock()
-		for c := range s.hijacked {
-			c.Reset()
-			c.Conn.Close()
-		}
-		s.mu.Unlock()
-		<-done
 		err = context.Cause(ctx)
 	}
+	if err != nil {
+		err = context.Cause(ctx)
+		s.mu.Lock()
+		for c := range s.conns {
+			c.Reset()
+			c.Close()
+		}
+		s.mu.Unlock()
+		s.h2.Close()
+	}
+	s.h2conns.serving.Wait()
 	return err
 }
 
-var exchanges = sync.Pool{New: func() any { return new(hop.Exchange) }}
-
-func (s *Server) handle(ctx *fasthttp.RequestCtx) {
-	c := ctx.Conn().(*clientConn)
-	c.begin()
-	x := exchanges.Get().(*hop.Exchange)
-	x.Req, x.Resp, x.Client, x.RemoteAddr, x.Arrived = &ctx.Request, &ctx.Response, c, c.RemoteAddr(), time.Now()
-	x.TLS, x.HTTP10 = ctx.IsTLS(), !x.Req.Header.IsHTTP11()
-	if x.Req.IsBodyStream() {
-		x.BodySize = int64(x.Req.Header.ContentLength())
-		c.bodyIdle.Store(int64(s.cfg.BodyIdle))
-	}
-	x.ID = requestID(x.Req.Header.Peek("X-Request-Id"))
-	x.Req.Header.Set("X-Request-Id", x.ID)
-
-	err := check(&x.Req.Header)
+// run is what every exchange goes through, whatever brought it.
+func (s *Server) run(x *hop.Exchange, small *[]byte) {
+	h := &x.Req.Header
+	x.ID = requestID(h.Peek("X-Request-Id"))
+	err := s.check(h)
 	if err == nil {
-		err = originForm(&x.Req.Header)
+		err = originForm(h)
+	}
+	if err == nil {
+		h.Set("X-Request-Id", x.ID)
+		err = readSmall(x, small)
 	}
 	if err == nil {
 		err = s.h.Serve(x)
@@ -142,149 +204,4 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 		x.Finish()
 	}
 	x.Resp.Header.Set("X-Request-Id", x.ID)
-	if x.BodySize == 0 || x.BodyDone {
-		c.bodyIdle.Store(0)
-	} else {
-		// What is left of the body would be taken for the next request.
-		x.Resp.SetConnectionClose()
-		c.linger.Store(true)
-	}
-	if x.Hijack != nil {
-		s.upgrade(ctx, c, x)
-		return
-	}
-	if x.Resp.IsBodyStream() && x.Resp.Header.ContentLength() < 0 && x.HTTP10 && !x.Resp.SkipBody {
-		s.untilClose(ctx, x)
-		return
-	}
-	if x.Finished() {
-		x.Reset()
-		exchanges.Put(x)
-	}
-	// Else the answer is still streaming and finishes x; such exchanges are left to the garbage collector.
-}
-
-// upgrade lets the bytes flow after the 101 went out.
-func (s *Server) upgrade(ctx *fasthttp.RequestCtx, c *clientConn, x *hop.Exchange) {
-	s.mu.Lock()
-	s.hijacked[c] = struct{}{}
-	s.upgrades.Add(1)
-	s.mu.Unlock()
-	flow := x.Hijack
-	ctx.Hijack(func(hc net.Conn) {
-		defer func() {
-			x.Finish()
-			s.mu.Lock()
-			delete(s.hijacked, c)
-			s.mu.Unlock()
-			s.upgrades.Done()
-		}()
-		c.SetDeadline(time.Time{})
-		flow(&upgraded{Conn: hc, c: c})
-	})
-}
-
-// untilClose answers a client that knows no chunks: the end of the connection is the end of the body, and a reset is
-// its breaking off.
-func (s *Server) untilClose(ctx *fasthttp.RequestCtx, x *hop.Exchange) {
-	resp := &ctx.Response
-	resp.Header.Del("Transfer-Encoding")
-	head := append([]byte("HTTP/1.1 "), strconv.Itoa(resp.StatusCode())...)
-	head = append(append(append(head, ' '), fasthttp.StatusMessage(resp.StatusCode())...), "\r\nConnection: close\r\n"...)
-	for k, v := range resp.Header.All() {
-		if string(k) != "Transfer-Encoding" && string(k) != "Content-Length" && string(k) != "Connection" {
-			head = append(append(append(append(head, k...), ": "...), v...), "\r\n"...)
-		}
-	}
-	head = append(head, "\r\n"...)
-	ctx.HijackSetNoResponse(true)
-	ctx.Hijack(func(c net.Conn) {
-		c.SetWriteDeadline(time.Time{})
-		if _, err := c.Write(head); err == nil {
-			_ = ctx.Response.BodyWriteTo(c)
-		}
-		_ = ctx.Response.CloseBodyStream()
-		x.Finish()
-	})
-}
-
-// Render turns an error into the platform's own answer. What is no *hop.Error is a step's refusal that nobody took over.
-func Render(x *hop.Exchange, err error) {
-	var e *hop.Error
-	switch {
-	case errors.As(err, &e):
-	case errors.Is(err, hop.ErrBusy):
-		e = &hop.Error{Status: 503, Reason: hop.ReasonQueueFull, Message: "pending request queue full", RetryAfter: time.Second}
-	default:
-		e = &hop.Error{Status: 502, Reason: hop.ReasonInstanceBroke, Message: err.Error()}
-	}
-	writeError(x.Resp, e)
-}
-
-func writeError(r *fasthttp.Response, e *hop.Error) {
-	r.Reset()
-	r.SetStatusCode(e.Status)
-	r.Header.Set("Content-Type", "text/plain; charset=utf-8")
-	r.Header.Set("X-Content-Type-Options", "nosniff")
-	r.Header.Set("X-Thaw-Error", e.Reason)
-	if e.RetryAfter > 0 {
-		r.Header.Set("Retry-After", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds()))))
-	}
-	if e.Status == 400 || e.Status == 405 || e.Status == 431 || e.Status == 505 {
-		r.SetConnectionClose()
-	}
-	r.SetBodyString(oneLine(e.Message) + "\n")
-}
-
-// oneLine keeps what a function said from writing more than its line.
-func oneLine(s string) string {
-	b := []byte(s)
-	for i, c := range b {
-		if c < ' ' || c == 0x7f {
-			b[i] = ' '
-		}
-	}
-	return string(b)
-}
-
-// refuse answers what fasthttp could not read.
-func (s *Server) refuse(ctx *fasthttp.RequestCtx, err error) {
-	e := &hop.Error{Status: 400, Reason: hop.ReasonBadRequest, Message: "malformed request"}
-	var small *fasthttp.ErrSmallBuffer
-	var nerr net.Error
-	switch {
-	case errors.As(err, &small):
-		e = &hop.Error{Status: 431, Reason: hop.ReasonHeaderTooBig, Message: "request header exceeds " + strconv.Itoa(s.cfg.MaxHeaderBytes) + " bytes"}
-	case errors.As(err, &nerr) && nerr.Timeout():
-		e = &hop.Error{Status: 408, Reason: hop.ReasonBadRequest, Message: "request head did not come within " + s.cfg.HeaderTimeout.String()}
-	}
-	writeError(&ctx.Response, e)
-	ctx.Response.SetConnectionClose()
-	if c, ok := ctx.Conn().(*clientConn); ok {
-		c.linger.Store(true)
-	}
-}
-
-// requestID keeps a sane id of the caller's and makes one otherwise.
-func requestID(given []byte) string {
-	if n := len(given); n > 0 && n <= 128 {
-		ok := true
-		for _, c := range given {
-			if c <= ' ' || c >= 0x7f || c == '"' || c == '\\' {
-				ok = false
-				break
-			}
-		}
-		if ok {
-			return string(given)
-		}
-	}
-	var b [16]byte
-	for i := 0; i < 16; i += 8 {
-		v := rand.Uint64()
-		for j := range 8 {
-			b[i+j] = byte(v >> (8 * j))
-		}
-	}
-	return hex.EncodeToString(b[:])
 }

@@ -11,7 +11,8 @@ import (
 type peer int
 
 const (
-	peerSilent peer = iota // nothing new, or data
+	peerSilent peer = iota // nothing new
+	peerSent               // bytes to be read
 	peerEnded              // end of the stream: closed, or half-closed
 	peerReset
 )
@@ -22,7 +23,9 @@ func peek(rc syscall.RawConn) (p peer) {
 	if rc.Control(func(fd uintptr) {
 		n, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
 		switch {
-		case err == nil && n == 0:
+		case n > 0:
+			p = peerSent
+		case err == nil:
 			p = peerEnded
 		case err != nil && err != unix.EAGAIN && err != unix.EINTR:
 			p = peerReset
@@ -31,4 +34,11 @@ func peek(rc syscall.RawConn) (p peer) {
 		return peerReset // closed by ourselves
 	}
 	return p
+}
+
+// readable says, without blocking, that a read will return at once: with bytes, an end or an error.
+func readable(fd uintptr) bool {
+	var b [1]byte
+	_, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	return err != unix.EAGAIN && err != unix.EINTR
 }

@@ -36,6 +36,11 @@ func (f HandlerFunc) Serve(x *Exchange) error { return f(x) }
 // Finisher is told once that the answer is complete, or never will be.
 type Finisher interface{ Finish(x *Exchange) }
 
+// SmallBody is the size, in bytes, up to which a request's body of known length is read before the first step runs (Req.Body then has it), so that
+// no slot waits for a slow client and the request can go to another instance. Larger ones and those that the function
+// has still to ask for (100-continue) are streams.
+const SmallBody = 8 << 10
+
 // ErrBusy says that a queue-proxy is full; the body has not been read.
 var ErrBusy = errors.New("instance is at its concurrency limit and its queue is full")
 
@@ -92,7 +97,8 @@ type Exchange struct {
 	TLS        bool
 	HTTP10     bool // the client knows no chunks
 	Client     Client
-	BodySize   int64 // bytes that the request's body will have; -1 = not known, 0 = none
+	BodySize   int64   // bytes that the request's body will have; -1 = not known, 0 = none
+	ReqTrailer []Field // of the request; there once its body has been read to its end
 
 	// Set by the router.
 	Namespace string
@@ -101,16 +107,17 @@ type Exchange struct {
 	Tag       string
 
 	// Set by the activator: the request went through its queue, and how it was served when it had to wait.
-	Proxied  bool
-	Queued   time.Duration         // waited for a slot
-	Cold     bool                  // waited for the start of the instance that served it
-	Start    endpoints.StartTimes  // of that instance
-	Sent     time.Time             // the head of the request was handed to the function
-	BodyDone bool                  // set by forward: the request body was read to its end
-	Hijack   func(client net.Conn) // set by forward for an upgraded connection; the front calls it after the answer's head
-	state    atomic.Uint32         // 0 open, 1 finished
-	finish   [8]Finisher           // run in order of registration
-	nfinish  int
+	Proxied     bool
+	Queued      time.Duration         // waited for a slot
+	Cold        bool                  // waited for the start of the instance that served it
+	Start       endpoints.StartTimes  // of that instance
+	Sent        time.Time             // the head of the request was handed to the function
+	BodyDone    bool                  // set by forward: the request body was read to its end
+	Hijack      func(client net.Conn) // set by forward for an upgraded connection; the front calls it after the answer's head
+	RespTrailer []Field               // set by forward before the answer's body ends
+	state       atomic.Uint32         // 0 open, 1 finished
+	finish      [8]Finisher           // run in order of registration
+	nfinish     int
 }
 
 // OnFinish registers f. When the exchange is finished already, f is called at once.
@@ -145,6 +152,7 @@ func (x *Exchange) Reset() {
 	x.ID, x.Namespace, x.Service, x.Revision, x.Tag = "", "", "", "", ""
 	x.Arrived, x.Sent, x.TLS, x.HTTP10, x.BodySize = time.Time{}, time.Time{}, false, false, 0
 	x.Proxied, x.Queued, x.Cold, x.BodyDone, x.Start = false, 0, false, false, endpoints.StartTimes{}
+	x.ReqTrailer, x.RespTrailer = x.ReqTrailer[:0], x.RespTrailer[:0]
 	x.nfinish = 0
 	x.state.Store(0)
 }

@@ -332,7 +332,7 @@ func (ps *proxies) open(in endpoints.Instance, rev *api.Revision) instance.Sidec
 	total, start, idle := rev.Timeouts()
 	p := &proxy{id: in.ID, of: ps, Proxy: queueproxy.New(queueproxy.Config{
 		Revision: in.Revision, Instance: in.ID, Concurrency: rev.Concurrency(), RefuseProxied: true,
-	}, forward.New(forward.Config{Addr: in.Addr, Total: total, ResponseStart: start, Idle: idle}))}
+	}, forward.New(forward.Config{Addr: in.Addr, Protocol: rev.Protocol(), Total: total, ResponseStart: start, Idle: idle}))}
 	ps.mu.Lock()
 	if ps.m == nil {
 		ps.m = make(map[string]*proxy)

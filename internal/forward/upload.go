@@ -1,0 +1,89 @@
+package forward
+
+import (
+	"io"
+
+	"github.com/thawrun/thaw/internal/chunk"
+	"github.com/thawrun/thaw/internal/hop"
+)
+
+// upload is a request's body on its way while the answer may already come. The goroutine is the only user of the body's stream and
+// of the connection's write half.
+type upload struct {
+	done   chan struct{}
+	client error // the client's side failed: the body is not complete
+}
+
+func (u *upload) run(x *hop.Exchange, c *conn) {
+	defer close(u.done)
+	bp := copyBuffers.Get().(*[]byte)
+	defer copyBuffers.Put(bp)
+	const room = 20 // for a chunk's size line, before the data; CRLF follows it
+	buf := *bp
+	chunked := x.BodySize < 0
+	in := x.Req.BodyStream()
+	left := x.BodySize
+	for {
+		n, err := in.Read(buf[room : len(buf)-2])
+		if n > 0 {
+			out := buf[room : room+n]
+			if chunked {
+				var line [room]byte
+				size := chunk.AppendSize(line[:0], n)
+				start := room - len(size)
+				copy(buf[start:], size)
+				buf[room+n], buf[room+n+1] = '\r', '\n'
+				out = buf[start : room+n+2]
+			}
+			left -= int64(n)
+			if _, werr := c.Write(out); werr != nil {
+				return // the function does not want it; its answer says why
+			}
+		}
+		switch {
+		case err == io.EOF && (chunked || left == 0):
+			x.BodyDone = true
+			if chunked {
+				_, _ = c.Write(chunk.AppendEnd(nil, x.ReqTrailer))
+			}
+			return
+		case err != nil:
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			u.client = err
+			// The function must not take the part for the whole. Closing is the only way to say so.
+			c.Close()
+			return
+		}
+	}
+}
+
+// stop ends the upload, whatever it waits for, and returns when it has ended.
+func (u *upload) stop(x *hop.Exchange, c *conn) {
+	if u == nil {
+		return
+	}
+	select {
+	case <-u.done:
+		return
+	default:
+	}
+	c.Close()
+	if x.Client != nil {
+		x.Client.Abort()
+	}
+	<-u.done
+}
+
+func (u *upload) running() bool {
+	if u == nil {
+		return false
+	}
+	select {
+	case <-u.done:
+		return false
+	default:
+		return true
+	}
+}

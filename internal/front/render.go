@@ -1,0 +1,77 @@
+package front
+
+import (
+	"encoding/hex"
+	"errors"
+	"math"
+	"math/rand/v2"
+	"strconv"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/thawrun/thaw/internal/hop"
+)
+
+// Render turns an error into the platform's own answer. What is no *hop.Error is a step's refusal that nobody took over.
+func Render(x *hop.Exchange, err error) {
+	var e *hop.Error
+	switch {
+	case errors.As(err, &e):
+	case errors.Is(err, hop.ErrBusy):
+		e = &hop.Error{Status: 503, Reason: hop.ReasonQueueFull, Message: "pending request queue full", RetryAfter: time.Second}
+	default:
+		e = &hop.Error{Status: 502, Reason: hop.ReasonInstanceBroke, Message: err.Error()}
+	}
+	writeError(x.Resp, e)
+}
+
+func writeError(r *fasthttp.Response, e *hop.Error) {
+	r.Reset()
+	r.SetStatusCode(e.Status)
+	r.Header.Set("Content-Type", "text/plain; charset=utf-8")
+	r.Header.Set("X-Content-Type-Options", "nosniff")
+	r.Header.Set("X-Thaw-Error", e.Reason)
+	if e.RetryAfter > 0 {
+		r.Header.Set("Retry-After", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds()))))
+	}
+	if e.Status == 400 || e.Status == 405 || e.Status == 431 || e.Status == 505 {
+		r.SetConnectionClose()
+	}
+	r.SetBodyString(oneLine(e.Message) + "\n")
+}
+
+// oneLine keeps what a function said from writing more than its line.
+func oneLine(s string) string {
+	b := []byte(s)
+	for i, c := range b {
+		if c < ' ' || c == 0x7f {
+			b[i] = ' '
+		}
+	}
+	return string(b)
+}
+
+// requestID keeps a sane id of the caller's and makes one otherwise.
+func requestID(given []byte) string {
+	if n := len(given); n > 0 && n <= 128 {
+		ok := true
+		for _, c := range given {
+			if c <= ' ' || c >= 0x7f || c == '"' || c == '\\' {
+				ok = false
+				break
+			}
+		}
+		if ok {
+			return string(given)
+		}
+	}
+	var b [16]byte
+	for i := 0; i < 16; i += 8 {
+		v := rand.Uint64()
+		for j := range 8 {
+			b[i+j] = byte(v >> (8 * j))
+		}
+	}
+	return hex.EncodeToString(b[:])
+}
