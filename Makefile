@@ -11,7 +11,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # Version control stamping is off because it fails in a checkout that belongs to somebody else; the stamp is ours.
 BUILDFLAGS  = -buildvcs=false -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
-.PHONY: all build test deps race lint bench bench-cold fuzz fuzz-short demo kubectl clean
+.PHONY: all build test deps race lint bench bench-cold bench-proxy fuzz fuzz-short demo kubectl clean
 
 all: build
 
@@ -45,6 +45,10 @@ bench:
 # bench-cold: 200 cold starts with their waterfall.
 bench-cold:
 	$(GO) test -run '^$$' -bench ColdStart -benchtime 200x ./bench
+
+# bench-proxy: CPU per request of our hops beside nginx, haproxy (if installed) and net/http, in alternation.
+bench-proxy:
+	$(GO) run ./bench/proxy
 
 # kubectl: the real one, built from its module, for test/kubectl (some minutes the first time).
 kubectl:
