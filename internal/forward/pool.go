@@ -7,10 +7,10 @@ import (
 	"fmt"
 	"net"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/thawrun/thaw/internal/hop"
+	"github.com/thawrun/thaw/internal/sock"
 )
 
 // conn is a connection to the address. Its reader comes from a pool and is there only while an exchange uses it.
@@ -18,8 +18,11 @@ type conn struct {
 	net.Conn
 	br    *bufio.Reader
 	used  time.Time
+	sock  *sock.Watch // nil = cannot be asked
 	watch func() bool // ends the watch over a client that may leave; nil = none
 }
+
+func newConn(nc net.Conn) *conn { return &conn{Conn: nc, sock: sock.NewWatch(nc)} }
 
 // follow makes the end of ctx end the connection, until release.
 func (c *conn) follow(ctx context.Context) {
@@ -51,7 +54,7 @@ func (f *Forward) get() (c *conn, err error) {
 		f.idle[n-1] = nil
 		f.idle = f.idle[:n-1]
 		f.mu.Unlock()
-		if now.Sub(c.used) < f.cfg.IdleConn && alive(c.Conn) {
+		if now.Sub(c.used) < f.cfg.IdleConn && c.alive() {
 			c.attach()
 			return c, nil
 		}
@@ -62,13 +65,13 @@ func (f *Forward) get() (c *conn, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", hop.ErrNotSent, err)
 	}
-	c = &conn{Conn: nc}
+	c = newConn(nc)
 	c.attach()
 	return c, nil
 }
 
 // Donate gives a connection that a probe has opened and not used; the first request will.
-func (f *Forward) Donate(nc net.Conn) { f.put(&conn{Conn: nc}) }
+func (f *Forward) Donate(nc net.Conn) { f.put(newConn(nc)) }
 
 func (c *conn) attach() {
 	c.br = readers.Get().(*bufio.Reader)
@@ -120,13 +123,7 @@ func (c *conn) CloseWrite() error {
 }
 
 // alive says whether a kept connection is still open and silent. It does not block.
-func alive(nc net.Conn) bool {
-	sc, ok := nc.(syscall.Conn)
-	if !ok {
-		return true
-	}
-	return quiet(sc)
-}
+func (c *conn) alive() bool { return c.sock == nil || c.sock.Look() == sock.Silent }
 
 func (f *Forward) release(c *conn, keep bool) {
 	if c.unfollow() && keep {

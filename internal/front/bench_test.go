@@ -2,7 +2,6 @@ package front_test
 
 import (
 	"bufio"
-	"io"
 	"net"
 	"strings"
 	"testing"
@@ -26,7 +25,7 @@ func fixed(b *testing.B, answer string) net.Listener {
 			}
 			go func() {
 				defer c.Close()
-				br := bufio.NewReader(c)
+				br, out := bufio.NewReader(c), []byte(answer)
 				for {
 					for {
 						line, err := br.ReadSlice('\n')
@@ -37,7 +36,7 @@ func fixed(b *testing.B, answer string) net.Listener {
 							break
 						}
 					}
-					if _, err := io.WriteString(c, answer); err != nil {
+					if _, err := c.Write(out); err != nil {
 						return
 					}
 				}

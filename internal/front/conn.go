@@ -16,6 +16,7 @@ import (
 
 	"github.com/thawrun/thaw/internal/chunk"
 	"github.com/thawrun/thaw/internal/hop"
+	"github.com/thawrun/thaw/internal/sock"
 )
 
 // clientConn is a client's connection. One goroutine serves it; while it is idle it holds nothing but that. It is the hop.Client of
@@ -150,7 +151,7 @@ func (c *clientConn) await(limit time.Duration) bool {
 	c.mu.Unlock()
 	ok := true
 	if c.raw != nil {
-		ok = c.raw.Read(func(fd uintptr) bool { return readable(fd) }) == nil
+		ok = c.raw.Read(sock.Readable) == nil
 	} else {
 		c.attach()
 		_, err := c.w.br.Peek(1)
@@ -178,7 +179,7 @@ func (c *clientConn) await(limit time.Duration) bool {
 
 // pending says whether bytes are there.
 func (c *clientConn) pending() bool {
-	if c.raw == nil || peek(c.raw) != peerSent {
+	if c.raw == nil || sock.Look(c.raw) != sock.Sent {
 		return false
 	}
 	c.reading, c.headEnd = readingHead, time.Now().Add(c.s.cfg.HeaderTimeout)
@@ -349,20 +350,20 @@ func (c *clientConn) Gone() bool {
 	if c.raw == nil {
 		return false
 	}
-	switch peek(c.raw) {
-	case peerSilent, peerSent:
+	switch sock.Look(c.raw) {
+	case sock.Silent, sock.Sent:
 		return false
-	case peerReset:
+	case sock.Reset:
 		return true
 	}
-	if !canAsk || !c.clear.Load() {
-		return !canAsk
+	if !sock.CanAsk || !c.clear.Load() {
+		return !sock.CanAsk
 	}
 	if c.probed.CompareAndSwap(false, true) {
 		_, err := c.Conn.Write([]byte("HTTP/1.1 102 Processing\r\n\r\n"))
 		return err != nil
 	}
-	return dead(c.raw)
+	return sock.Dead(c.raw)
 }
 
 // upgraded is a client's connection after its upgrade: reads see what was buffered, and the write half can be closed.

@@ -1,4 +1,4 @@
-package front
+package sock
 
 import (
 	"syscall"
@@ -6,13 +6,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// canAsk: the kernel tells a connection that was reset after its end from one that only ended.
-const canAsk = true
+// CanAsk: the kernel tells a connection that was reset after its end from one that only ended.
+const CanAsk = true
 
 const tcpClose = 7 // TCP_CLOSE of the kernel's tcp_states.h
 
-// dead says that the kernel has given the connection up.
-func dead(rc syscall.RawConn) (yes bool) {
+// Dead says that the kernel has given the connection up.
+func Dead(rc syscall.RawConn) (yes bool) {
 	if rc.Control(func(fd uintptr) {
 		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
 		yes = err == nil && info.State == tcpClose
