@@ -399,6 +399,22 @@ func TestQueuedConnectionsSurviveACrash(t *testing.T) {
 	}
 }
 
+// A function that gets its socket and always dies must not keep callers in the accept queue for ever: when the back-off has
+// grown their connections are reset.
+func TestQueuedConnectionsOfACrashLoopEnd(t *testing.T) {
+	r := newRig(t, nil)
+	rev := revisionOf(t, "fd3-00003", "crash")
+	rev.Annotations[api.AnnotationSocket] = "fd3"
+	r.SetRevision(rev)
+	r.Scale(rev.ID(), 1, time.Now())
+	in := r.until(rev.ID(), "an address", func(s *endpoints.Snapshot) bool {
+		return len(s.Instances) == 1 && s.Instances[0].Addr != ""
+	}).Instances[0]
+	if _, err := tryGet(in.Addr, "/"); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("want the connection reset, got %v", err)
+	}
+}
+
 func TestEscapedChildIsKilled(t *testing.T) {
 	r := newRig(t, nil)
 	rev := revisionOf(t, "escape-00001", "ok")

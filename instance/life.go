@@ -401,11 +401,13 @@ func (a *Agent) gone(in *instance, why *failure) {
 		a.failLocked(in, why)
 	}
 	if in.listener != nil {
-		// Whoever waits in its accept queue is served by the replacement, if there is to be one.
-		if why != nil && in.proc != nil && !a.stopping {
+		// Whoever waits in its accept queue is served by the replacement, if there is to be one soon. Where crashing has
+		// become a habit their connections are reset: they would wait for nothing, and nobody would hear why.
+		if why != nil && in.proc != nil && !a.stopping && backOff(r.crashes) < longBackOff {
 			r.spare = append(r.spare, in.listener)
 		} else {
 			in.listener.Close()
+			a.closeSpareLocked(r, 0)
 		}
 	}
 	if in.proc != nil {

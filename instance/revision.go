@@ -52,6 +52,9 @@ const (
 	firstBackOff = 100 * time.Millisecond
 	maxBackOff   = 30 * time.Second
 	steady       = 30 * time.Second
+
+	// longBackOff is the wait from which on nobody is kept waiting for the next start in the socket of a crashed instance.
+	longBackOff = time.Second
 )
 
 // failure is an error with a reason for conditions.
