@@ -12,15 +12,20 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	gobuild "go/build"
 	"io"
 	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // Entry is the file that a package is started by.
@@ -68,7 +73,7 @@ func Create(ctx context.Context, dir string, w io.Writer, log io.Writer) (Info, 
 		return Info{}, err
 	}
 	defer os.RemoveAll(tmp)
-	if err := build(ctx, dir, filepath.Join(tmp, Entry), log); err != nil {
+	if err := build(ctx, dir, filepath.Join(tmp, Entry), "-s -w -buildid=", log); err != nil {
 		return Info{}, err
 	}
 	info, err := pack(tmp, w)
@@ -83,7 +88,7 @@ func Create(ctx context.Context, dir string, w io.Writer, log io.Writer) (Info, 
 // It is meant for the start of a server on a developer's machine: the Go tool's cache makes all but the first start quick.
 func Programs(ctx context.Context, images map[string]string, out string, log io.Writer) (map[string]string, error) {
 	done := make(map[string]string, len(images))
-	built := map[string]string{} // by folder: several references may lead to one
+	byDir := map[string][]string{} // references by folder: several may lead to one
 	for _, ref := range slices.Sorted(maps.Keys(images)) {
 		target := images[ref]
 		done[ref] = target
@@ -94,25 +99,49 @@ func Programs(ctx context.Context, images map[string]string, out string, log io.
 		if st, err := os.Stat(filepath.Join(dir, Entry)); err == nil && st.Mode()&0o111 != 0 {
 			continue
 		}
-		if program, ok := built[dir]; ok {
-			done[ref] = "exec://" + program
-			continue
-		}
-		if ok, err := goMain(ctx, dir); err != nil {
-			return nil, fmt.Errorf("image %s: %w", ref, err)
-		} else if !ok {
-			continue
-		}
-		sum := sha256.Sum256([]byte(dir))
-		program := filepath.Join(out, filepath.Base(dir)+"-"+hex.EncodeToString(sum[:4]), Entry)
-		// The Go tool replaces a program that runs by removing it first; those who run it keep the old one.
-		if err := build(ctx, dir, program, log); err != nil {
-			return nil, fmt.Errorf("image %s: %w", ref, err)
-		}
-		built[dir] = program
-		done[ref] = "exec://" + program
+		byDir[dir] = append(byDir[dir], ref)
+	}
+	var mu sync.Mutex
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for dir, refs := range byDir {
+		g.Go(func() error {
+			if ok, err := goMain(ctx, dir); err != nil {
+				return fmt.Errorf("image %s: %w", refs[0], err)
+			} else if !ok {
+				return nil
+			}
+			sum := sha256.Sum256([]byte(dir))
+			program := filepath.Join(out, filepath.Base(dir)+"-"+hex.EncodeToString(sum[:4]), Entry)
+			// The Go tool replaces a program that runs by removing it first; those who run it keep the old one. With the
+			// build id that it leaves in the program it sees that nothing has changed, and does not link again.
+			if err := build(ctx, dir, program, "-s -w", &lockedWriter{mu: &mu, w: log}); err != nil {
+				return fmt.Errorf("image %s: %w", refs[0], err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			for _, ref := range refs {
+				done[ref] = "exec://" + program
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
 	}
 	return done, nil
+}
+
+// lockedWriter is a writer that several builds share.
+type lockedWriter struct {
+	mu *sync.Mutex
+	w  io.Writer
+}
+
+func (l *lockedWriter) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(b)
 }
 
 // goMain says whether dir holds a Go main package. A folder with Go files that the Go tool cannot read is an error, so that
@@ -122,23 +151,26 @@ func goMain(ctx context.Context, dir string) (bool, error) {
 	if err != nil || len(files) == 0 {
 		return false, err
 	}
+	if _, err := exec.LookPath("go"); err != nil {
+		return false, fmt.Errorf("%s holds Go code, but there is no go command here to build it with", dir)
+	}
+	if p, err := gobuild.ImportDir(dir, 0); err == nil {
+		return p.Name == "main", nil // a healthy package needs no go command to be read, which would be slower than all else here
+	}
 	cmd := exec.CommandContext(ctx, "go", "list", "-f", "{{.Name}}", ".")
 	cmd.Dir = dir
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
-	if errors.Is(err, exec.ErrNotFound) {
-		return false, fmt.Errorf("%s holds Go code, but there is no go command here to build it with", dir)
-	}
 	if err != nil {
 		return false, fmt.Errorf("go list in %s: %w: %s", dir, err, strings.TrimSpace(stderr.String()))
 	}
 	return strings.TrimSpace(string(out)) == "main", nil
 }
 
-func build(ctx context.Context, dir, out string, log io.Writer) error {
-	// No build id, no paths, no VCS stamp: the same code gives the same program wherever it lies.
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -buildid=", "-o", out, ".")
+// build compiles without paths and VCS stamp; without a build id in ldflags too, the same code gives the same program wherever it lies.
+func build(ctx context.Context, dir, out, ldflags string, log io.Writer) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", ldflags, "-o", out, ".")
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	var both bytes.Buffer
