@@ -22,6 +22,9 @@ func TestLook(t *testing.T) {
 		}
 	}
 	become(Silent)
+	if n := testing.AllocsPerRun(100, func() { w.Look() }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
 	client.Write([]byte("x"))
 	become(Sent)
 	if n, _ := server.Read(make([]byte, 8)); n != 1 {
@@ -32,9 +35,6 @@ func TestLook(t *testing.T) {
 	become(Ended)
 	server.Close()
 	become(Reset)
-	if n := testing.AllocsPerRun(100, func() { w.Look() }); n != 0 {
-		t.Errorf("%v allocations", n)
-	}
 	if NewWatch(nil) != nil {
 		t.Error("a watch over nothing")
 	}
