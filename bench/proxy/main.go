@@ -67,21 +67,20 @@ func goproxy(spec string) {
 
 type pool struct{}
 
-var buffers = sync.Pool{New: func() any { return make([]byte, 32<<10) }}
+var buffers = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
 
-func (pool) Get() []byte  { return buffers.Get().([]byte) }
-func (pool) Put(b []byte) { buffers.Put(b) }
+func (pool) Get() []byte  { return *buffers.Get().(*[]byte) }
+func (pool) Put(b []byte) { buffers.Put(&b) }
 
 // peer is a proxy under test.
 type peer struct {
-	name  string
-	addr  string
-	pids  []int // whose CPU time counts
-	us    []float64
-	rate  []float64
-	p50   []time.Duration
-	p99   []time.Duration
-	bytes int64 // resident
+	name string
+	addr string
+	pids []int // whose CPU time counts
+	us   []float64
+	rate []float64
+	p50  []time.Duration
+	p99  []time.Duration
 }
 
 // bench owns the processes.
