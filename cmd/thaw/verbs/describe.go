@@ -94,7 +94,7 @@ func (s *session) printService(svc *api.Service, revisions []*api.Revision, scal
 	fmt.Fprintln(w, "\nRevisions")
 	rows := make([][]string, 0, len(revisions))
 	for _, r := range slices.Backward(revisions) {
-		ok, reason := ready(r.Status.Conditions)
+		ok, reason := revisionReady(r)
 		actual, desired, mode := instances(r, scales[r.Name])
 		rows = append(rows, []string{r.Name, ok, actual + "/" + desired, mode, age(r.CreationTimestamp, s.Now()), imageOf(r.Spec.Containers), reason})
 	}
@@ -109,7 +109,7 @@ func (s *session) printService(svc *api.Service, revisions []*api.Revision, scal
 	// A revision that failed says why; the service often only that it did.
 	for _, r := range revisions {
 		for _, c := range r.Status.Conditions {
-			if c.Status == api.False && c.Severity == api.SeverityError && c.Type != api.ConditionReady {
+			if t := trouble(r); t != nil && t.Type == c.Type || c.Status == api.False && c.Severity == api.SeverityError && c.Type != api.ConditionReady {
 				rows = append(rows, []string{r.Name + " " + c.Type, c.Status, age(&c.LastTransitionTime, s.Now()), c.Reason, c.Message})
 			}
 		}

@@ -129,7 +129,7 @@ func (s *session) columns(k *api.Kind) ([]string, func(api.Object) []string) {
 		}
 		return head, func(o api.Object) []string {
 			v := o.(*api.Revision)
-			ok, reason := ready(v.Status.Conditions)
+			ok, reason := revisionReady(v)
 			row := []string{v.Name, v.Labels[api.LabelService], v.Labels[api.LabelConfigurationGeneration], replicas(v.Status.ActualReplicas) + "/" + replicas(v.Status.DesiredReplicas), age(v.CreationTimestamp, s.Now()), ok, reason}
 			if wide {
 				digest := ""

@@ -128,3 +128,25 @@ func ready(conditions api.Conditions) (string, string) {
 	}
 	return c.Status, c.Reason
 }
+
+// revisionReady is ready for a revision. One that was ready once stays so, also when its instances fail later: then the
+// reason is why there is none, which its condition Active knows.
+func revisionReady(r *api.Revision) (string, string) {
+	status, reason := ready(r.Status.Conditions)
+	if c := trouble(r); reason == "" && c != nil {
+		reason = c.Reason
+	}
+	return status, reason
+}
+
+// trouble is the condition Active of a ready revision whose instances fail, else nil.
+func trouble(r *api.Revision) *api.Condition {
+	c := r.Status.Conditions.Get(api.ConditionActive)
+	if !r.Ready() || c == nil || c.Status != api.Unknown || c.Reason == "" || c.Reason == api.ReasonDeploying || c.Reason == reasonQueued {
+		return nil
+	}
+	return c
+}
+
+// reasonQueued is the reason of Active while the first instance is on its way.
+const reasonQueued = "Queued"

@@ -18,6 +18,7 @@ import (
 
 	"github.com/thawrun/thaw/api"
 	"github.com/thawrun/thaw/internal/client"
+	"github.com/thawrun/thaw/internal/endpoints"
 )
 
 func manifest(name, image string) string {
@@ -439,4 +440,25 @@ func write(t *testing.T, path, text string) {
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// A service that was ready stays so when its instances fail later, but nobody who looks is left in the dark.
+func TestLaterFailureIsShown(t *testing.T) {
+	s := startServer(t)
+	s.run(t, "deploy", "hello", "--image", "exec:///bin/a").want(t, 0, "")
+	id := api.MakeRevisionID("default", "hello-00001")
+	s.reconcilers.ObserveInstances(&endpoints.Snapshot{Revision: id, Sequence: 2, Desired: 1,
+		Failure: &endpoints.Failure{Reason: "CodeChanged", Message: "deploy again", Count: 1, At: time.Now()}})
+	var r result
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		if r = s.run(t, "describe", "hello"); strings.Contains(r.stdout, "deploy again") {
+			break
+		}
+	}
+	for _, want := range []string{"Ready:       True\n", "exec:///bin/a   CodeChanged\n", "hello-00001 Active"} {
+		if !strings.Contains(r.stdout, want) {
+			t.Errorf("describe lacks %q:\n%s", want, r.stdout)
+		}
+	}
+	s.run(t, "list", "revisions").want(t, 0, "CodeChanged")
 }
