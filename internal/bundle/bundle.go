@@ -82,8 +82,8 @@ func Create(ctx context.Context, dir string, w io.Writer, log io.Writer) (Info, 
 }
 
 // Programs goes through a map of image references to local code (as instance/code reads it from a file) and compiles each
-// folder that is a Go main package without an executable "run": its program gets a folder of its own below out, and the
-// reference leads there. All other entries stay as they are. The map that is given is not changed.
+// folder that is a Go main package without an executable "run": each build of its program gets a folder of its own below out,
+// named after its content, and the reference leads to the present one. All other entries stay as they are. The map that is given is not changed.
 //
 // It is meant for the start of a server on a developer's machine: the Go tool's cache makes all but the first start quick.
 func Programs(ctx context.Context, images map[string]string, out string, log io.Writer) (map[string]string, error) {
@@ -112,10 +112,14 @@ func Programs(ctx context.Context, images map[string]string, out string, log io.
 				return nil
 			}
 			sum := sha256.Sum256([]byte(dir))
-			program := filepath.Join(out, filepath.Base(dir)+"-"+hex.EncodeToString(sum[:4]), Entry)
-			// The Go tool replaces a program that runs by removing it first; those who run it keep the old one. With the
-			// build id that it leaves in the program it sees that nothing has changed, and does not link again.
-			if err := build(ctx, dir, program, "-s -w", &lockedWriter{mu: &mu, w: log}); err != nil {
+			home := filepath.Join(out, filepath.Base(dir)+"-"+hex.EncodeToString(sum[:4]))
+			// With the build id that the Go tool leaves in its output it sees that nothing has changed, and does not link again.
+			latest := filepath.Join(home, "latest")
+			if err := build(ctx, dir, latest, "-s -w", &lockedWriter{mu: &mu, w: log}); err != nil {
+				return fmt.Errorf("image %s: %w", refs[0], err)
+			}
+			program, err := keep(home, latest)
+			if err != nil {
 				return fmt.Errorf("image %s: %w", refs[0], err)
 			}
 			mu.Lock()
@@ -130,6 +134,58 @@ func Programs(ctx context.Context, images map[string]string, out string, log io.
 		return nil, err
 	}
 	return done, nil
+}
+
+// builds is how many builds of a program are kept, the last one included.
+const builds = 20
+
+// keep copies a new build of a program to where its content says, and returns that place: a revision that was made of an
+// earlier build still finds it. The oldest builds beyond a number go.
+func keep(home, latest string) (string, error) {
+	content, err := os.ReadFile(latest)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(content)
+	dir := filepath.Join(home, hex.EncodeToString(sum[:8]))
+	program := filepath.Join(dir, Entry)
+	now := time.Now()
+	if old, err := os.ReadFile(program); err == nil && bytes.Equal(old, content) {
+		return program, os.Chtimes(dir, now, now) // in use, so not among the oldest
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	tmp := program + ".new"
+	if err := os.WriteFile(tmp, content, 0o755); err != nil {
+		return "", err
+	}
+	if err := os.Rename(tmp, program); err != nil {
+		return "", err
+	}
+	return program, prune(home)
+}
+
+func prune(home string) error {
+	entries, err := os.ReadDir(home)
+	if err != nil {
+		return err
+	}
+	age := map[string]time.Time{}
+	var names []string
+	for _, e := range entries {
+		if fi, err := e.Info(); err == nil && e.IsDir() {
+			names = append(names, e.Name())
+			age[e.Name()] = fi.ModTime()
+		}
+	}
+	slices.SortFunc(names, func(a, b string) int { return age[b].Compare(age[a]) }) // newest first
+	for _, name := range names[min(builds, len(names)):] {
+		if err := os.RemoveAll(filepath.Join(home, name)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // lockedWriter is a writer that several builds share.

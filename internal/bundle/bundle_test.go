@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -196,6 +197,27 @@ func TestCreateRefuses(t *testing.T) {
 	}
 }
 
+func TestPruneKeepsTheLatest(t *testing.T) {
+	home := t.TempDir()
+	for i := range builds + 3 {
+		dir := filepath.Join(home, fmt.Sprintf("%02d", i))
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		at := time.Unix(int64(1000+i), 0)
+		if err := os.Chtimes(dir, at, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := prune(home); err != nil {
+		t.Fatal(err)
+	}
+	left, err := os.ReadDir(home)
+	if err != nil || len(left) != builds || left[0].Name() != "03" {
+		t.Errorf("left are %v (%v)", left, err)
+	}
+}
+
 func TestPrograms(t *testing.T) {
 	if testing.Short() {
 		t.Skip("calls the Go tool")
@@ -230,6 +252,19 @@ func TestPrograms(t *testing.T) {
 	}
 	if given["a/go"] != "exec://"+dir+"/go" {
 		t.Error("the map that was given has been changed")
+	}
+	first := strings.TrimPrefix(got["a/go"], "exec://")
+	again, err := Programs(context.Background(), given, out, io.Discard)
+	if err != nil || again["a/go"] != got["a/go"] {
+		t.Errorf("the same code is built to %s, then to %s (%v)", got["a/go"], again["a/go"], err)
+	}
+	// A change of the code leaves the program alone that a revision was made of.
+	write(t, dir, "go/main.go", "package main\nfunc main() { println(2) }\n", 0o644)
+	if again, err = Programs(context.Background(), given, out, io.Discard); err != nil || again["a/go"] == got["a/go"] {
+		t.Errorf("other code leads to %s as well (%v)", again["a/go"], err)
+	}
+	if said, err := exec.Command(first).CombinedOutput(); err != nil || string(said) != "hello\n" {
+		t.Errorf("the earlier build says %q, %v", said, err)
 	}
 	write(t, dir, "go/main.go", "package main\nfunc main() { undefined() }\n", 0o644)
 	if _, err := Programs(context.Background(), given, out, io.Discard); err == nil || !strings.Contains(err.Error(), "image a/go: go build in ") {
