@@ -1,6 +1,8 @@
 package reconcile
 
 import (
+	"maps"
+	"reflect"
 	"slices"
 	"strconv"
 	"sync"
@@ -144,7 +146,7 @@ func (c *cache) putLocked(o api.Object) (old api.Object, changed bool) {
 		was, ok := c.configurations.put(slimConfiguration(o))
 		return orNil(was), ok
 	case *api.Revision:
-		was, ok := c.revisions.put(o)
+		was, ok := c.revisions.put(slimRevision(o, c.revisions.objects[nameOf(o)]))
 		if ok {
 			c.indexRevision(was, o)
 		}
@@ -215,6 +217,28 @@ func slimConfiguration(c *api.Configuration) *api.Configuration {
 		slim.Status.Conditions = api.Conditions{*v}
 	}
 	return slim
+}
+
+// slimRevision keeps all of a revision, but only once what its older version has too: the platform goes on holding that one.
+func slimRevision(r, old *api.Revision) *api.Revision {
+	if old == nil || old.UID != r.UID {
+		return r
+	}
+	slim := *r
+	slim.Spec = old.Spec // it never changes
+	if maps.Equal(r.Labels, old.Labels) {
+		slim.Labels = old.Labels
+	}
+	if maps.Equal(r.Annotations, old.Annotations) {
+		slim.Annotations = old.Annotations
+	}
+	if reflect.DeepEqual(r.OwnerReferences, old.OwnerReferences) {
+		slim.OwnerReferences = old.OwnerReferences
+	}
+	if slices.Equal(r.Status.ContainerStatuses, old.Status.ContainerStatuses) {
+		slim.Status.ContainerStatuses = old.Status.ContainerStatuses
+	}
+	return &slim
 }
 
 func identity(m *api.ObjectMeta) api.ObjectMeta {

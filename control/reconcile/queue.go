@@ -137,6 +137,9 @@ func (q *queue) get() (key, bool) {
 		q.order = nil
 	}
 	delete(q.dirty, k)
+	if len(q.dirty) == 0 {
+		q.dirty = map[key]struct{}{} // an emptied map keeps its room
+	}
 	q.active[k] = struct{}{}
 	return k, true
 }
