@@ -22,7 +22,7 @@ neither root nor Docker and takes less than a minute.`,
 			if verbose {
 				cfg.Log = env.Stderr
 			}
-			tuneMemory()
+			go keepSmall(cmd.Context())
 			return demo.Run(cmd.Context(), cfg)
 		},
 	}

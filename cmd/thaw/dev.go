@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -39,7 +38,7 @@ It prints one line when it is ready and ends cleanly on SIGTERM or Ctrl-C.`,
 				return err
 			}
 			cfg.Dir = dir
-			tuneMemory()
+			go keepSmall(cmd.Context())
 			s, err := dev.Start(cmd.Context(), cfg)
 			if err != nil {
 				return err
@@ -82,12 +81,4 @@ func dataDir(flag string, env *verbs.Env) (string, error) {
 		flag = filepath.Join(home, ".thaw")
 	}
 	return filepath.Abs(flag)
-}
-
-// tuneMemory keeps an idle process small: memory of a peak goes back sooner than Go's default would give it. Whoever
-// sets GOGC or GOMEMLIMIT knows better.
-func tuneMemory() {
-	if os.Getenv("GOGC") == "" && os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetGCPercent(75)
-	}
 }
