@@ -71,13 +71,21 @@ type Server struct {
 	Ingress, API string // addresses as bound
 	Token        string
 
-	cfg     Config
-	cancel  context.CancelFunc
-	done    chan struct{}
-	err     error
+	cfg    Config
+	cancel context.CancelFunc
+	done   chan struct{}
+	err    error // set before done is closed
+
+	ingress, apiListener net.Listener
+
+	metrics *telemetry.Metrics
+	store   state.Store
 	agent   *instance.Agent
 	scaler  *autoscaler.Autoscaler
 	act     *activator.Activator
+	router  *router.Router
+	recs    *reconcile.Reconcilers
+	api     *apiserver.Server
 	proxies proxies
 }
 
@@ -121,103 +129,116 @@ func Start(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := cfg.fill(); err != nil {
 		return nil, err
 	}
+	s := &Server{cfg: cfg, done: make(chan struct{})}
 	var undo cleanups
 	defer func() {
 		if err != nil {
 			undo.run()
 		}
 	}()
+	for _, step := range []func(context.Context, *cleanups) error{s.listen, s.open, s.connect, s.run} {
+		if err := step(ctx, &undo); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
 
-	ingress, err := net.Listen("tcp", cfg.Listen)
-	if err != nil {
-		return nil, fmt.Errorf("ingress: %w (another thaw running? choose another address with --listen)", err)
+// listen binds the addresses; nothing is accepted yet.
+func (s *Server) listen(_ context.Context, undo *cleanups) (err error) {
+	if s.ingress, err = net.Listen("tcp", s.cfg.Listen); err != nil {
+		return fmt.Errorf("ingress: %w (another thaw running? choose another address with --listen)", err)
 	}
-	undo.add(func() { ingress.Close() })
-	apiListener, err := net.Listen("tcp", cfg.API)
-	if err != nil {
-		return nil, fmt.Errorf("API: %w (another thaw running? choose another address with --api)", err)
+	undo.add(func() { s.ingress.Close() })
+	if s.apiListener, err = net.Listen("tcp", s.cfg.API); err != nil {
+		return fmt.Errorf("API: %w (another thaw running? choose another address with --api)", err)
 	}
-	undo.add(func() { apiListener.Close() })
+	undo.add(func() { s.apiListener.Close() })
+	s.Ingress, s.API = s.ingress.Addr().String(), s.apiListener.Addr().String()
+	return nil
+}
+
+// open takes possession of the data folder: the agent's lock first, which keeps a second process from doing any harm.
+func (s *Server) open(ctx context.Context, undo *cleanups) (err error) {
+	cfg := &s.cfg
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("data folder: %w", err)
+		return fmt.Errorf("data folder: %w", err)
 	}
-
-	s := &Server{Ingress: ingress.Addr().String(), API: apiListener.Addr().String(), cfg: cfg, done: make(chan struct{})}
-	images, err := loadImages(ctx, cfg)
+	images, err := loadImages(ctx, *cfg)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	scaling, err := loadScaling(cfg)
-	if err != nil {
-		return nil, err
-	}
-	metrics, err := telemetry.New(func(w io.Writer) error { return queueproxy.WriteMetrics(w, s.proxies.all()) })
-	if err != nil {
-		return nil, err
-	}
-
-	// The node agent comes first: its lock on the data folder keeps a second process from doing any harm.
 	s.agent, err = instance.New(instance.Config{Dir: cfg.Dir, Log: cfg.Log.With("part", "agent"), Images: images, Sidecar: s.proxies.open, Shutdown: cfg.Drain + 5*time.Second})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if s.Token, err = apiserver.LoadOrCreateToken(filepath.Join(cfg.Dir, "token")); err != nil {
-		return nil, err
+		return err
 	}
-	store, err := openState(ctx, cfg)
-	if err != nil {
-		return nil, err
+	if s.store, err = openState(ctx, *cfg); err != nil {
+		return err
 	}
-	undo.add(func() { store.Close() })
-	objs := objects.New(store, time.Now)
+	undo.add(func() { s.store.Close() })
+	s.metrics, err = telemetry.New(func(w io.Writer) error { return queueproxy.WriteMetrics(w, s.proxies.all()) })
+	return err
+}
 
-	scaling.Logger, scaling.Meter = cfg.Log.With("part", "autoscaler"), metrics.Meter("autoscaler")
+// connect makes the parts and tells each of the others what it needs of them.
+func (s *Server) connect(context.Context, *cleanups) error {
+	cfg := &s.cfg
+	log := func(part string) *slog.Logger { return cfg.Log.With("part", part) }
+	scaling, err := loadScaling(*cfg)
+	if err != nil {
+		return err
+	}
+	scaling.Logger, scaling.Meter = log("autoscaler"), s.metrics.Meter("autoscaler")
 	s.scaler = autoscaler.New(scaling, s.agent)
 	s.act, err = activator.New(activator.Config{
-		Instance: s.proxies.handler, Demand: s.scaler.Demand, MaxWait: cfg.MaxWait,
-		Log: cfg.Log.With("part", "activator"), Meter: metrics.Meter("activator"),
+		Instance: s.proxies.handler, Demand: s.scaler.Demand, MaxWait: cfg.MaxWait, Log: log("activator"), Meter: s.metrics.Meter("activator"),
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	route, err := router.New(router.Config{Next: s.act, Log: cfg.Log.With("part", "router"), Meter: metrics.Meter("router")})
-	if err != nil {
-		return nil, err
+	if s.router, err = router.New(router.Config{Next: s.act, Log: log("router"), Meter: s.metrics.Meter("router")}); err != nil {
+		return err
 	}
+
+	objs := objects.New(s.store, time.Now)
 	_, port, _ := net.SplitHostPort(s.Ingress)
 	urlPort, _ := strconv.Atoi(port)
-	recCfg := reconcile.Config{Domain: cfg.Domain, URLPort: urlPort, GC: cfg.GC, Log: cfg.Log.With("part", "reconcile")}
-	if err := recCfg.Validate(); err != nil {
-		return nil, err
+	rec := reconcile.Config{Domain: cfg.Domain, URLPort: urlPort, GC: cfg.GC, Log: log("reconcile")}
+	if err := rec.Validate(); err != nil {
+		return err
 	}
-	recs := reconcile.New(recCfg, objs, &platform{route, s.act, s.scaler, s.agent}, s.agent)
+	s.recs = reconcile.New(rec, objs, &platform{s.router, s.act, s.scaler, s.agent}, s.agent)
 
 	// The activator first: what it is told decides about requests that wait now.
 	s.agent.Subscribe(func(sn *endpoints.Snapshot) {
 		s.act.SetEndpoints(sn)
 		s.scaler.Observe(sn)
-		recs.ObserveInstances(sn)
+		s.recs.ObserveInstances(sn)
 	})
-	s.scaler.Subscribe(func(id api.RevisionID, st autoscaler.Status) { recs.ObserveScale(id, st.Desired, st.Active()) })
+	s.scaler.Subscribe(func(id api.RevisionID, st autoscaler.Status) { s.recs.ObserveScale(id, st.Desired, st.Active()) })
 
 	limits := api.DefaultLimits
 	if cfg.MaxTimeout > 0 {
 		limits.MaxTimeoutSeconds = int64(cfg.MaxTimeout / time.Second)
 	}
-	apiSrv, err := apiserver.New(apiserver.Config{
-		Store: objs, Token: s.Token, Limits: limits, Metrics: metrics, Version: cfg.Version, Log: cfg.Log.With("part", "api"),
+	s.api, err = apiserver.New(apiserver.Config{
+		Store: objs, Token: s.Token, Limits: limits, Metrics: s.metrics, Version: cfg.Version, Log: log("api"),
 		Extra: map[string]http.Handler{extraPrefix: s.extra()},
 	})
-	if err != nil {
-		return nil, err
-	}
+	return err
+}
 
-	// Two groups: what serves ends first and drains; what it leans on ends after that.
+// run starts the parts in two groups: what serves ends first and drains, what it leans on ends after that. It returns
+// when the route table is complete and connections are accepted.
+func (s *Server) run(ctx context.Context, _ *cleanups) error {
 	ctx, s.cancel = context.WithCancel(ctx)
 	below, stopBelow := context.WithCancel(context.WithoutCancel(ctx))
 	lean, leanCtx := errgroup.WithContext(below)
 	for name, run := range map[string]func(context.Context) error{
-		"agent": s.agent.Run, "autoscaler": s.scaler.Run, "activator": s.act.Run, "reconcilers": recs.Run, "reports": s.report,
+		"agent": s.agent.Run, "autoscaler": s.scaler.Run, "activator": s.act.Run, "reconcilers": s.recs.Run, "reports": s.report,
 	} {
 		lean.Go(func() error {
 			err := run(leanCtx)
@@ -227,30 +248,28 @@ func Start(ctx context.Context, cfg Config) (_ *Server, err error) {
 			return fmt.Errorf("%s: %w", name, err)
 		})
 	}
-
 	select {
-	case <-recs.Synced():
+	case <-s.recs.Synced():
 	case <-leanCtx.Done():
 	case <-ctx.Done():
 	}
 	if ctx.Err() != nil || leanCtx.Err() != nil {
 		stopBelow()
-		err = errors.Join(lean.Wait(), ctx.Err())
 		s.cancel()
-		return nil, err
+		return errors.Join(lean.Wait(), ctx.Err())
 	}
 
-	fr := front.New(front.Config{Log: cfg.Log.With("part", "front")}, route)
+	fr := front.New(front.Config{Log: s.cfg.Log.With("part", "front")}, s.router)
 	serve, serveCtx := errgroup.WithContext(ctx)
-	serve.Go(func() error { return fr.Serve(ingress) })
-	serve.Go(func() error { return apiSrv.Serve(serveCtx, apiListener) })
+	serve.Go(func() error { return fr.Serve(s.ingress) })
+	serve.Go(func() error { return s.api.Serve(serveCtx, s.apiListener) })
 	serve.Go(func() error {
 		select {
 		case <-serveCtx.Done():
 		case <-leanCtx.Done():
 			s.cancel()
 		}
-		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.Drain)
+		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.Drain)
 		defer cancel()
 		return fr.Shutdown(drain)
 	})
@@ -258,10 +277,10 @@ func Start(ctx context.Context, cfg Config) (_ *Server, err error) {
 		defer close(s.done)
 		err := serve.Wait()
 		stopBelow()
-		s.err = errors.Join(err, lean.Wait(), store.Close(), metrics.Shutdown(context.WithoutCancel(ctx)))
+		s.err = errors.Join(err, lean.Wait(), s.store.Close(), s.metrics.Shutdown(context.WithoutCancel(ctx)))
 		s.cancel()
 	}()
-	return s, nil
+	return nil
 }
 
 // report sends what activator and queue-proxies have counted to the autoscaler, each second.
