@@ -146,7 +146,7 @@ func TestFootprint(t *testing.T) {
 			}
 		}
 		if ready <= n {
-			time.Sleep(500 * time.Millisecond) // a list of a thousand is work too
+			time.Sleep(time.Second) // a list of a thousand is work too
 		}
 		return ready == n+1
 	})

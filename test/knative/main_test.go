@@ -150,14 +150,43 @@ func create[T api.Object](t *testing.T, th *harness.Thaw, o T) T {
 	return ready[T](t, th, post(t, th, o).Meta().Name)
 }
 
-// post makes an object.
+// post makes an object, which goes with the test.
 func post[T api.Object](t *testing.T, th *harness.Thaw, o T) T {
 	t.Helper()
 	got, err := th.Client.Create(t.Context(), kindOf[T](), o)
 	if err != nil {
 		t.Fatalf("create: %v", err)
 	}
+	t.Cleanup(func() { remove(t, th, kindOf[T](), got.Meta().Name) })
 	return got.(T)
+}
+
+// remove deletes an object, if it is still there, and waits until all that it had made is gone, so that the names are free again.
+func remove(t *testing.T, th *harness.Thaw, k *api.Kind, name string) {
+	ctx, cancel := context.WithTimeout(context.Background(), patient) // the test's own context has ended
+	defer cancel()
+	if err := th.Client.Delete(ctx, k, ns, name); err != nil && !errors.Is(err, client.ErrNotFound) {
+		t.Errorf("delete %s %s: %v", k.Singular, name, err)
+	}
+	if k != api.Services && k != api.Configurations {
+		return
+	}
+	for ctx.Err() == nil {
+		left := 0
+		for _, kind := range []*api.Kind{api.Configurations, api.Routes, api.Revisions} {
+			list, _, err := th.Client.List(ctx, kind, ns, client.ListOptions{LabelSelector: "serving.knative.dev/" + k.Singular + "=" + name})
+			if err != nil {
+				t.Errorf("list: %v", err)
+				return
+			}
+			left += len(list)
+		}
+		if left == 0 {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Errorf("%s %s was deleted, but what it had made is still there", k.Singular, name)
 }
 
 func kindOf[T api.Object]() *api.Kind {
