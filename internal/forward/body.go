@@ -100,6 +100,11 @@ func copyBody(w io.Writer, r io.Reader, waits func() bool) (total int64, err err
 	defer copyBuffers.Put(bp)
 	flusher, _ := w.(interface{ Flush() error })
 	for {
+		if flusher != nil && waits() {
+			if err := flusher.Flush(); err != nil {
+				return total, err
+			}
+		}
 		n, err := r.Read(*bp)
 		if n > 0 {
 			if _, werr := w.Write((*bp)[:n]); werr != nil {
@@ -112,11 +117,6 @@ func copyBody(w io.Writer, r io.Reader, waits func() bool) (total int64, err err
 		}
 		if err != nil {
 			return total, err
-		}
-		if flusher != nil && waits() {
-			if err := flusher.Flush(); err != nil {
-				return total, err
-			}
 		}
 	}
 }

@@ -310,6 +310,11 @@ func (h *h2) answer(s *stream, resp *http.Response) error {
 		return broke(err)
 	}
 	size := resp.ContentLength
+	// The stream has ended with its head: then net/http says 0 although the function has not.
+	ended := size == 0 && resp.Header.Get("Content-Length") == ""
+	if len(resp.Trailer) > 0 {
+		size = -1 // what speaks HTTP/1.1 has a trailer only after chunks
+	}
 	code := resp.StatusCode
 	if x.Req.Header.IsHead() || code == http.StatusNoContent || code == http.StatusNotModified {
 		x.Resp.SkipBody = true
@@ -321,10 +326,8 @@ func (h *h2) answer(s *stream, resp *http.Response) error {
 	if h.f.cfg.Total > 0 {
 		b.end = x.Sent.Add(h.f.cfg.Total)
 	}
-	if resp.Body == http.NoBody {
-		// Complete: the stream has ended with its head, and a body that is still coming is not wanted.
+	if ended {
 		b.eof = true
-		b.trailer()
 		return b.Close()
 	}
 	x.Resp.SetBodyStream(b, int(size))
@@ -400,9 +403,10 @@ func (b *h2body) trailer() {
 	}
 }
 
-// WriteTo copies the body in large pieces; each goes out at once, since whether more has come cannot be told.
+// WriteTo copies the body in large pieces; each goes out at once, since whether more has come cannot be told. Only of an empty body nothing more
+// can come: its end goes out together with the head, as gRPC wants it of an answer without messages.
 func (b *h2body) WriteTo(w io.Writer) (int64, error) {
-	return copyBody(w, b, func() bool { return true })
+	return copyBody(w, b, func() bool { return b.resp.ContentLength != 0 })
 }
 
 // Close ends the exchange. When the body was not read to its end the stream is reset, which cancels the function's work, and the client's
@@ -460,8 +464,8 @@ func (u *h2upload) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close is net/http's; what is left of the body stays where it is.
-func (u *h2upload) Close() error { return nil }
+// Close is net/http's, when it wants no more: it waits for a read under way, which may wait for the client.
+func (u *h2upload) Close() error { u.stop(); return nil }
 
 // stop ends a read that is under way and lets no more begin.
 func (u *h2upload) stop() {

@@ -124,7 +124,9 @@ func (c *clientConn) writeBody(x *hop.Exchange, none bool, size int, chunked boo
 	if wt, ok := stream.(io.WriterTo); ok {
 		_, err = wt.WriteTo(out)
 	} else {
-		_, err = io.Copy(struct{ io.Writer }{out}, stream)
+		if err = out.Flush(); err == nil { // the answer has begun, whenever its body will
+			_, err = io.Copy(struct{ io.Writer }{out}, stream)
+		}
 	}
 	out.chunked = false
 	if err == nil && size >= 0 && out.n != int64(size) {

@@ -229,8 +229,14 @@ func (w *streamWork) parse(r *http.Request) error {
 			b = hop.Field{Name: k, Value: v}.AppendLine(b)
 		}
 	}
-	for k := range r.Trailer { // what was announced
-		b = append(append(append(b, "Trailer: "...), k...), "\r\n"...)
+	for k := range r.Trailer { // what was announced, on one line: the parser knows only the last
+		if !bytes.HasSuffix(b, []byte(", ")) {
+			b = append(b, "Trailer: "...)
+		}
+		b = append(append(b, k...), ", "...)
+	}
+	if len(r.Trailer) > 0 {
+		b = append(bytes.TrimSuffix(b, []byte(", ")), "\r\n"...)
 	}
 	b = append(b, "\r\n"...)
 	w.text = b
@@ -285,12 +291,12 @@ func (w *streamWork) answer(c *streamClient) {
 		_, _ = c.w.Write(x.Resp.Body())
 	default:
 		out := &streamWriter{w: c.w, f: c.w.(http.Flusher)}
-		_ = out.Flush() // the answer has begun, whenever its body will
 		var err error
 		if wt, ok := stream.(io.WriterTo); ok {
 			_, err = wt.WriteTo(out)
 		} else {
-			_, err = io.Copy(out, stream)
+			_ = out.Flush() // the answer has begun, whenever its body will
+			_, err = io.Copy(struct{ io.Writer }{out}, stream)
 		}
 		if err == nil && size >= 0 && out.n != int64(size) {
 			err = io.ErrUnexpectedEOF
