@@ -47,7 +47,7 @@ func (f *Forward) send(x *hop.Exchange, c *conn) (up *upload, asked string, err 
 			headBuffers.Put(bp)
 		}
 	}()
-	buf, asked := appendHead((*bp)[:0], x)
+	buf, asked := appendHead((*bp)[:0], x, f.cfg.Addr)
 	stream := x.BodySize != 0 && !inMemory(x)
 	if !stream {
 		if x.BodySize > 0 {

@@ -20,7 +20,7 @@ func appendFields(dst []byte, x *hop.Exchange) ([]byte, hop.Connection) {
 
 // appendHead writes the head of x's request for HTTP/1.1. asked is the protocol that the client wants to switch to, if any: h2c by Upgrade
 // is never passed on, since RFC 9113 gave it up, and behind a proxy it smuggles.
-func appendHead(dst []byte, x *hop.Exchange) (head []byte, asked string) {
+func appendHead(dst []byte, x *hop.Exchange, addr string) (head []byte, asked string) {
 	dst, conn := appendFields(dst, x)
 	if conn.Trailers {
 		dst = append(dst, "Te: trailers\r\n"...)
@@ -30,6 +30,9 @@ func appendHead(dst []byte, x *hop.Exchange) (head []byte, asked string) {
 		dst = append(append(append(dst, "Connection: Upgrade\r\nUpgrade: "...), asked...), "\r\n"...)
 	}
 	h := &x.Req.Header
+	if len(h.Host()) == 0 { // HTTP/1.0 may leave it out, what we send may not
+		dst = append(append(append(dst, "Host: "...), addr...), "\r\n"...)
+	}
 	switch {
 	case x.BodySize < 0:
 		dst = append(dst, "Transfer-Encoding: chunked\r\n"...)

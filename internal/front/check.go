@@ -22,7 +22,7 @@ func (s *Server) check(h *fasthttp.RequestHeader) error {
 	if h.IsConnect() {
 		return bad(405, hop.ReasonMethod, "CONNECT is refused: this is not a forward proxy")
 	}
-	var te, cl, host, connection, count int
+	var te, cl, host, count int
 	raw := h.RawHeaders()
 	for len(raw) > 0 {
 		line := raw
@@ -60,10 +60,6 @@ func (s *Server) check(h *fasthttp.RequestHeader) error {
 			if bytes.EqualFold(name, []byte("Content-Length")) {
 				cl++
 			}
-		case len("Connection"):
-			if bytes.EqualFold(name, []byte("Connection")) {
-				connection++
-			}
 		case len("Host"):
 			if bytes.EqualFold(name, []byte("Host")) {
 				host++
@@ -80,25 +76,7 @@ func (s *Server) check(h *fasthttp.RequestHeader) error {
 	case !validHost(h.Host()):
 		return bad(400, hop.ReasonBadRequest, "malformed Host")
 	}
-	if connection > 1 {
-		joinConnection(h)
-	}
 	return nil
-}
-
-// joinConnection makes one Connection line of several: with "close" as the last of them the parser would forget what the others name.
-func joinConnection(h *fasthttp.RequestHeader) {
-	var all []byte
-	raw := h.RawHeaders()
-	for len(raw) > 0 {
-		var line []byte
-		line, raw, _ = bytes.Cut(raw, []byte("\n"))
-		if name, value, ok := bytes.Cut(line, []byte(":")); ok && bytes.EqualFold(name, []byte("Connection")) {
-			all = append(append(all, bytes.TrimSpace(value)...), ',')
-		}
-	}
-	h.Del("Connection")
-	h.SetBytesV("Connection", bytes.TrimSuffix(all, []byte(",")))
 }
 
 // validHost says whether b has only bytes that a host and a port may have (RFC 3986 3.2.2).

@@ -239,13 +239,11 @@ func (c *clientConn) last(h *fasthttp.RequestHeader) bool {
 	if h.ConnectionClose() {
 		return true
 	}
-	v := h.Peek("Connection")
-	if len(v) == 0 {
-		return false
-	}
 	var conn hop.Connection
-	conn.Read([]byte("Connection"), v)
-	return conn.Close
+	for _, v := range h.PeekAll("Connection") {
+		conn.Read([]byte("Connection"), v)
+	}
+	return conn.Close || !h.IsHTTP11() && !conn.KeepAlive
 }
 
 var preface = []byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")

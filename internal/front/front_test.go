@@ -133,7 +133,7 @@ func TestPlain(t *testing.T) {
 	}
 }
 
-// Cases over a raw socket: what is sent, what must begin the answer, whether the function may see it.
+// Cases over a raw socket: what is sent, what must begin the answer, whether the function may get the whole of it.
 func TestStrictness(t *testing.T) {
 	const h = "Host: a\r\n"
 	long := strings.Repeat("x", 20_000)
@@ -174,10 +174,36 @@ func TestStrictness(t *testing.T) {
 		{"CONNECT", "CONNECT a:443 HTTP/1.1\r\n" + h + "\r\n", "HTTP/1.1 405", false},
 		{"garbage", "\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", "HTTP/1.1 400", false},
 		{"target without slash", "GET foo HTTP/1.1\r\n" + h + "\r\n", "HTTP/1.1 400", false},
+		{"Host with a slash", "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", "HTTP/1.1 400", false},
+		{"absolute form with a bad host", "GET http://a b/ HTTP/1.1\r\n" + h + "\r\n", "HTTP/1.1 400", false},
+		{"absolute form with user", "GET http://u@b/ HTTP/1.1\r\n" + h + "\r\n", "HTTP/1.1 400", false},
+		{"chunk extension", "POST / HTTP/1.1\r\n" + h + "Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n2;a=b\r\nhi\r\n0;c\r\n\r\n", "HTTP/1.1 200", true},
+		{"LF in a chunk extension", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: chunked\r\n\r\n2;a\nb\r\nhi\r\n0\r\n\r\n", "HTTP/1.1 400", false},
+		{"256 KiB chunk extension", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: chunked\r\n\r\n2;a=" + strings.Repeat("x", 256<<10) + "\r\nhi\r\n0\r\n\r\n", "HTTP/1.1 400", false},
+		{"256 KiB of chunk extensions", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: chunked\r\n\r\n" + strings.Repeat("1;a="+strings.Repeat("x", 100)+"\r\nh\r\n", 2600) + "0\r\n\r\n", "HTTP/1.1 400", false},
+		{"chunk size with sign", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: chunked\r\n\r\n+2\r\nhi\r\n0\r\n\r\n", "HTTP/1.1 400", false},
+		{"chunk size 0x2", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: chunked\r\n\r\n0x2\r\nhi\r\n0\r\n\r\n", "HTTP/1.1 400", false},
+		{"chunk size 2^64+2", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: chunked\r\n\r\n10000000000000002\r\nhi\r\n0\r\n\r\n", "HTTP/1.1 400", false},
+		{"chunk longer than its size", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: chunked\r\n\r\n2\r\nhiX\r\n0\r\n\r\n", "HTTP/1.1 400", false},
+		{"chunk line ends in LF", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: chunked\r\n\r\n2\nhi\r\n0\r\n\r\n", "HTTP/1.1 400", false},
+		{"trailer", "POST / HTTP/1.1\r\n" + h + "Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nX-Sum: 1\r\n\r\n", "HTTP/1.1 200", true},
+		{"trailer with a bad name", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nX Sum: 1\r\n\r\n", "HTTP/1.1 400", false},
+		{"trailer of 64 KiB", "POST / HTTP/1.1\r\n" + h + "Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n" + strings.Repeat("X: "+strings.Repeat("y", 1000)+"\r\n", 64) + "\r\n", "HTTP/1.1 400", false},
+		{"200 header lines", "GET / HTTP/1.1\r\n" + h + "Connection: close\r\n" + strings.Repeat("X: y\r\n", 200) + "\r\n", "HTTP/1.1 200", true},
+		{"10,000 header lines", "GET / HTTP/1.1\r\n" + h + strings.Repeat("X:\r\n", 10_000) + "\r\n", "HTTP/1.1 431", false},
+		{"1,000 header lines", "GET / HTTP/1.1\r\n" + h + strings.Repeat("X: y\r\n", 1000) + "\r\n", "HTTP/1.1 431", false},
 		{"header of 20 KB", "GET / HTTP/1.1\r\n" + h + "X: " + long + "\r\n\r\n", "HTTP/1.1 431", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			st := newStand(t, forward.Config{}, echo)
+			var whole atomic.Int32
+			st := newStand(t, forward.Config{}, func(w http.ResponseWriter, r *http.Request) {
+				b, err := io.ReadAll(r.Body)
+				if err != nil {
+					panic(http.ErrAbortHandler)
+				}
+				whole.Add(1)
+				w.Write(b)
+			})
 			got, _ := st.raw(t, c.send, false)
 			if !strings.HasPrefix(got, c.want) {
 				t.Errorf("answer %.80q, want %q", got, c.want)
@@ -185,8 +211,8 @@ func TestStrictness(t *testing.T) {
 			if strings.Count(got, "HTTP/1.1 ") != 1 {
 				t.Errorf("%d answers: %.200q", strings.Count(got, "HTTP/1.1 "), got)
 			}
-			if reached := st.hits.Load() > 0; reached != c.reaches {
-				t.Errorf("reached the function: %v", reached)
+			if reached := whole.Load() > 0; reached != c.reaches {
+				t.Errorf("reached the function whole: %v", reached)
 			}
 		})
 	}
@@ -255,6 +281,212 @@ func TestTruncatedAnswer(t *testing.T) {
 				t.Errorf("client took %q for the whole answer", b)
 			}
 		})
+	}
+}
+
+// Whether a body is wanted is the function's to say: it is not asked for before, and a refusal is what the client reads first.
+func TestExpect(t *testing.T) {
+	for _, c := range []struct {
+		name, framing, body string
+		accept              bool
+	}{
+		{"small, wanted", "Content-Length: 5", "hello", true},
+		{"small, refused", "Content-Length: 5", "", false},
+		{"chunked, wanted", "Transfer-Encoding: chunked", "5\r\nhello\r\n0\r\n\r\n", true},
+		{"large, refused", "Content-Length: 1000000", "", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			st := newStand(t, forward.Config{}, func(w http.ResponseWriter, r *http.Request) {
+				if !c.accept {
+					w.Header().Set("Connection", "close")
+					w.WriteHeader(401)
+					return
+				}
+				echo(w, r) // net/http sends the 100 when the body is first read
+			})
+			conn := st.dial(t)
+			fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n%s\r\n\r\n", c.framing)
+			br := bufio.NewReader(conn)
+			line, err := br.ReadString('\n')
+			if !c.accept {
+				if err != nil || !strings.HasPrefix(line, "HTTP/1.1 401") {
+					t.Errorf("first line %q, %v", line, err)
+				}
+				rest, err := io.ReadAll(br)
+				if err != nil || !strings.Contains(string(rest), "Connection: close\r\n") {
+					t.Errorf("rest %q, %v", rest, err)
+				}
+				return
+			}
+			if err != nil || !strings.HasPrefix(line, "HTTP/1.1 100") {
+				t.Fatalf("first line %q, %v", line, err)
+			}
+			if line, _ = br.ReadString('\n'); line != "\r\n" {
+				t.Errorf("after the 100: %q", line)
+			}
+			for range 2 { // the connection goes on
+				io.WriteString(conn, c.body)
+				resp, err := http.ReadResponse(br, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if b, err := io.ReadAll(resp.Body); resp.StatusCode != 200 || string(b) != "hello" || err != nil {
+					t.Errorf("%d %q, %v", resp.StatusCode, b, err)
+				}
+				fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: a\r\n%s\r\n\r\n", c.framing)
+				if resp.Close {
+					// The answer came while the body's end was still on its way.
+					return
+				}
+			}
+		})
+	}
+}
+
+// The order of lines of the same name has a meaning, and what stands between them may have to go.
+func TestHeaderOrder(t *testing.T) {
+	up, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer up.Close()
+	heads := make(chan string, 1)
+	go func() {
+		for {
+			c, err := up.Accept()
+			if err != nil {
+				return
+			}
+			br := bufio.NewReader(c)
+			var head strings.Builder
+			for {
+				line, err := br.ReadString('\n')
+				if err != nil || line == "\r\n" {
+					break
+				}
+				head.WriteString(line)
+			}
+			heads <- head.String()
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nV: 1\r\nKeep-Alive: 5\r\nV: 2\r\nX-Hop: y\r\nV: 3\r\nConnection: x-hop\r\nConnection: close\r\nV: 4\r\nContent-Length: 0\r\n\r\n")
+			c.Close()
+		}
+	}()
+	st := newStand(t, forward.Config{Addr: up.Addr().String()}, nil)
+	got, err := st.raw(t, "GET / HTTP/1.1\r\nHost: a\r\nV: 1\r\nte: gzip\r\nV: 2\r\nproxy-connection: x\r\nX-Hop: 1\r\nV: 3\r\nConnection: x-hop, x-forwarded-for\r\nX-Forwarded-For: 1\r\nConnection: close\r\nV: 4\r\n\r\n", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := func(head string) (out []string) {
+		for _, l := range strings.Split(head, "\r\n")[1:] {
+			if l != "" && !strings.HasPrefix(l, "X-Request-Id: ") {
+				out = append(out, l)
+			}
+		}
+		return out
+	}
+	if seen := fmt.Sprint(lines(<-heads)); seen != "[Host: a V: 1 V: 2 V: 3 X-Forwarded-For: 1 V: 4]" {
+		t.Errorf("the function saw %s", seen)
+	}
+	if seen := fmt.Sprint(lines(got)); seen != "[V: 1 V: 2 V: 3 V: 4 Connection: close Content-Length: 0]" {
+		t.Errorf("the client saw %s", seen)
+	}
+}
+
+func TestHTTP10(t *testing.T) {
+	st := newStand(t, forward.Config{}, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/hint" {
+			w.WriteHeader(103)
+		}
+		if r.URL.Path == "/stream" {
+			w.(http.Flusher).Flush()
+		}
+		io.WriteString(w, "hello")
+	})
+	// Without being asked the connection ends; a body of unknown length ends with it, in no chunks; and there are no interim answers.
+	for _, path := range []string{"/", "/stream", "/hint"} {
+		got, err := st.raw(t, "GET "+path+" HTTP/1.0\r\n\r\n", false)
+		if err != nil || !strings.HasPrefix(got, "HTTP/1.1 200") || !strings.HasSuffix(got, "\r\n\r\nhello") || strings.Contains(got, "chunked") || !strings.Contains(got, "Connection: close") {
+			t.Errorf("%s: %q, %v", path, got, err)
+		}
+	}
+	got, err := st.raw(t, strings.Repeat("GET / HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n", 2)+"GET / HTTP/1.0\r\n\r\n", false)
+	if err != nil || strings.Count(got, "Connection: keep-alive") != 2 || strings.Count(got, "hello") != 3 {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// A chunked upload that is small, and whose end follows the answer, is full duplex too; then the connection cannot go on.
+func TestSmallDuplex(t *testing.T) {
+	st := newStand(t, forward.Config{}, func(w http.ResponseWriter, r *http.Request) {
+		http.NewResponseController(w).EnableFullDuplex()
+		w.(http.Flusher).Flush()
+		io.Copy(flushing{w}, r.Body)
+	})
+	c := st.dial(t)
+	io.WriteString(c, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 1)
+	for _, want := range "abc" {
+		if _, err := io.ReadFull(resp.Body, b); err != nil || rune(b[0]) != want {
+			t.Fatalf("%q, %v, want %q", b, err, want)
+		}
+		fmt.Fprintf(c, "1\r\n%c\r\n", want+1)
+	}
+	io.WriteString(c, "0\r\n\r\n")
+	rest, err := io.ReadAll(resp.Body)
+	if string(rest) != "d" || err != nil || !resp.Close {
+		t.Errorf("rest %q, %v, close %v", rest, err, resp.Close)
+	}
+}
+
+type flushing struct{ http.ResponseWriter }
+
+func (f flushing) Write(p []byte) (int, error) {
+	n, err := f.ResponseWriter.Write(p)
+	f.ResponseWriter.(http.Flusher).Flush()
+	return n, err
+}
+
+// A shutdown answers what has arrived and closes what is idle, at once.
+func TestShutdownIdle(t *testing.T) {
+	for range 20 {
+		ln, _ := net.Listen("tcp", "127.0.0.1:0")
+		s := front.New(front.Config{}, hop.HandlerFunc(func(x *hop.Exchange) error {
+			x.Resp.SetBodyString("ok")
+			return nil
+		}))
+		go s.Serve(ln)
+		fresh, _ := net.Dial("tcp", ln.Addr().String())
+		used, _ := net.Dial("tcp", ln.Addr().String())
+		io.WriteString(used, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+		br := bufio.NewReader(used)
+		resp, err := http.ReadResponse(br, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.ReadAll(resp.Body)
+		io.WriteString(used, "GET / HTTP/1.1\r\nHost: a\r\n\r\n") // in the socket, read or not
+		begin := time.Now()
+		if err := s.Shutdown(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		if d := time.Since(begin); d > time.Second {
+			t.Errorf("took %v", d)
+		}
+		if resp, err = http.ReadResponse(br, nil); err != nil || !resp.Close {
+			// It may have been answered before the shutdown began; then it did not say so.
+			if err != nil {
+				t.Errorf("a request that had arrived was not answered: %v", err)
+			}
+		}
+		if n, err := fresh.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+			t.Errorf("unused connection: %d, %v", n, err)
+		}
+		fresh.Close()
+		used.Close()
 	}
 }
 
