@@ -207,7 +207,10 @@ func (d *demo) wake(ctx context.Context) error {
 	d.coldPlatform = d.coldTotal - own
 	d.say("the platform's share is %v; ready and app are the function's own time", ms(d.coldPlatform))
 	begin = time.Now()
-	if _, _, err = d.call(ctx); err != nil {
+	if resp, body, err = d.call(ctx); err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("the second request was answered %d: %s", resp.StatusCode, body)
+	}
+	if err != nil {
 		return err
 	}
 	d.say("the next request finds it awake: %v, 20 ms of them the function's work", ms(time.Since(begin)))
@@ -319,7 +322,10 @@ func (d *demo) count(ctx context.Context) error {
 	for range 10 {
 		wg.Go(func() {
 			for range 20 {
-				_, body, err := d.call(ctx)
+				resp, body, err := d.call(ctx)
+				if err == nil && resp.StatusCode != http.StatusOK {
+					err = fmt.Errorf("a request was answered %d: %s", resp.StatusCode, body)
+				}
 				mu.Lock()
 				got[body]++
 				errs = errors.Join(errs, err)
