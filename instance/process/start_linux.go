@@ -64,8 +64,8 @@ const listenPID = "LISTEN_PID=0000000000"
 
 // forkExecListening starts a process whose environment must contain its own pid, which nobody knows before the fork. The
 // program is started traced, so that it stops before its first instruction; the digits are then written over a
-// placeholder in its environment and it is let go. That costs some tens of microseconds; a second exec by a trampoline
-// costs a millisecond (a shell) or two (this binary again). Where tracing is forbidden the shell is what is left.
+// placeholder in its environment and it is let go. BenchmarkListenPID, on two busy cores: a start and end of 1.5 ms takes
+// 0.1 ms more when traced and 1.3 ms more through a shell. Where tracing is forbidden the shell is what is left.
 func forkExecListening(s *Spec, attr *syscall.ProcAttr) (int, error) {
 	// Only the thread that started a traced process may trace it.
 	runtime.LockOSThread()
