@@ -140,6 +140,17 @@ type stream struct {
 	ctx    context.Context
 	timer  *time.Timer
 	up     *h2upload // nil = the request has no streaming body
+
+	mu      sync.Mutex
+	interim int  // answers before the answer
+	begun   bool // the answer, or the giving up on it: no interim answer after this
+}
+
+// begin waits for an interim answer that is being passed on and lets no more follow.
+func (s *stream) begin() {
+	s.mu.Lock()
+	s.begun = true
+	s.mu.Unlock()
 }
 
 func (s *stream) until(t time.Time) {
@@ -185,6 +196,7 @@ func (h *h2) serve(x *hop.Exchange) error {
 	x.Sent = time.Now()
 	s.until(h.f.startDeadline(x.Sent))
 	resp, err := cc.RoundTrip(req)
+	s.begin()
 	if err != nil {
 		s.end()
 		switch {
@@ -259,6 +271,11 @@ func (s *stream) request(addr string) (*http.Request, error) {
 		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: func(code int, header textproto.MIMEHeader) error {
 			if code == http.StatusSwitchingProtocols {
 				return errors.New("101 in HTTP/2")
+			}
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if s.interim++; s.begun || s.interim > maxInterim {
+				return errors.New("too many interim answers")
 			}
 			h := answerHeads.Get().(*answerHead)
 			defer answerHeads.Put(h)

@@ -144,8 +144,9 @@ func (c *clientConn) await(limit time.Duration) bool {
 		return c.pending()
 	}
 	c.idle = true
-	if now := time.Now(); c.readEnd.Before(now.Add(limit)) {
-		c.setReadEnd(now.Add(limit + limit/4)) // so that it need not be moved for every request
+	// With some room, so that the deadline need not be moved for every request.
+	if now := time.Now(); c.readEnd.Before(now.Add(limit)) || c.readEnd.After(now.Add(limit+limit/4)) {
+		c.setReadEnd(now.Add(limit + limit/4))
 	}
 	c.reading = readingIdle
 	c.mu.Unlock()

@@ -91,12 +91,11 @@ func (s *Server) Serve(ln net.Listener) error {
 		ln.Close()
 		return ErrClosed
 	}
-	first := len(s.lns) == 0
+	if len(s.lns) == 0 {
+		s.h2conns.serving.Go(func() { _ = s.h2.Serve(&s.h2conns) })
+	}
 	s.lns[ln] = struct{}{}
 	s.mu.Unlock()
-	if first {
-		s.h2conns.start.Do(func() { s.h2conns.serving.Go(func() { _ = s.h2.Serve(&s.h2conns) }) })
-	}
 	var pause time.Duration
 	for {
 		nc, err := ln.Accept()

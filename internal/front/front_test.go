@@ -450,6 +450,53 @@ func (f flushing) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// What a slow client may take is bounded: a head in total, the silence in a body, the silence between requests.
+func TestSlowClients(t *testing.T) {
+	const limit = 100 * time.Millisecond
+	f := newStand(t, forward.Config{}, echo).f
+	st := &stand{}
+	st.serve(t, front.Config{HeaderTimeout: limit, IdleTimeout: limit, BodyIdle: limit}, f)
+	drip := func(c net.Conn, every time.Duration) {
+		for {
+			if _, err := c.Write([]byte("x")); err != nil {
+				return
+			}
+			time.Sleep(every)
+		}
+	}
+	for _, c := range []struct {
+		name, send string
+		drip       bool
+		want       string
+	}{
+		{"nothing", "", false, ""},
+		{"half a head", "GET / HTTP/1.1\r\nHost: a\r\nX: ", false, "HTTP/1.1 408"},
+		{"dripping head", "GET / HTTP/1.1\r\nHost: a\r\nX: ", true, "HTTP/1.1 408"},
+		{"half the preface", "PRI * HT", false, "HTTP/1.1 408"},
+		{"half a small body", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhe", false, "HTTP/1.1 408"},
+		{"half a chunk", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhe", false, "HTTP/1.1 4"},
+		{"idle after an answer", "GET / HTTP/1.1\r\nHost: a\r\n\r\n", false, "HTTP/1.1 200"},
+		{"second head", "GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HT", true, "HTTP/1.1 200"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			conn := st.dial(t)
+			begin := time.Now()
+			io.WriteString(conn, c.send)
+			if c.drip {
+				go drip(conn, limit/20)
+			}
+			got, _ := io.ReadAll(conn) // a reset at the end is fine for one that goes on sending
+			d := time.Since(begin)
+			if !strings.HasPrefix(string(got), c.want) || c.want == "" && len(got) > 0 {
+				t.Errorf("%.80q, want %q", got, c.want)
+			}
+			if d < limit/2 || d > 2*time.Second {
+				t.Errorf("took %v", d)
+			}
+		})
+	}
+}
+
 // A shutdown answers what has arrived and closes what is idle, at once.
 func TestShutdownIdle(t *testing.T) {
 	for range 20 {

@@ -57,7 +57,6 @@ type handover struct {
 	conns   chan net.Conn
 	closed  chan struct{}
 	once    sync.Once
-	start   sync.Once
 	serving sync.WaitGroup
 }
 
