@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"strconv"
@@ -18,15 +19,17 @@ const portAhead = 32
 const portTrust = 5 * time.Second
 
 // ports hands out free ports. A function binds its port itself, some time after it was told the number, so nothing can be
-// reserved for it: what keeps others away is that the range lies outside the system's ephemeral ports, that numbers are
-// used in turn (a freed one comes back late) and that each agent begins somewhere else.
+// reserved for it with the port itself. Other agents of the machine are kept away by a name in the kernel that goes with the
+// number (reserve): two functions that were told the same port would be taken for each other, because who listens there
+// counts as ready. Everybody else is kept away by a range outside the system's ephemeral ports and by using numbers
+// in turn (a freed one comes back late).
 type ports struct {
 	first, last int
 	ahead       chan freePort
 
 	mu   sync.Mutex
 	next int
-	used map[int]bool
+	used map[int]io.Closer // reservations
 }
 
 type freePort struct {
@@ -39,12 +42,22 @@ var errNoPort = errors.New("no free port is left in the range for instances")
 func newPorts(first, last int) *ports {
 	return &ports{
 		first: first, last: last, next: rand.IntN(last - first + 1),
-		ahead: make(chan freePort, portAhead), used: map[int]bool{},
+		ahead: make(chan freePort, portAhead), used: map[int]io.Closer{},
 	}
 }
 
 // run looks up ports ahead of their use until ctx ends.
 func (p *ports) run(ctx context.Context) {
+	defer func() {
+		for {
+			select {
+			case f := <-p.ahead:
+				p.put(f.port)
+			default:
+				return
+			}
+		}
+	}()
 	for {
 		n, err := p.find()
 		if err != nil {
@@ -81,15 +94,23 @@ func (p *ports) take() (int, error) {
 
 // claim marks the port of an adopted instance as used.
 func (p *ports) claim(port int) {
+	r, err := reserve(port)
+	if err != nil {
+		r = io.NopCloser(nil) // the function listens there: nobody else will find it free
+	}
 	p.mu.Lock()
-	p.used[port] = true
+	p.used[port] = r
 	p.mu.Unlock()
 }
 
 func (p *ports) put(port int) {
 	p.mu.Lock()
+	r := p.used[port]
 	delete(p.used, port)
 	p.mu.Unlock()
+	if r != nil {
+		r.Close()
+	}
 }
 
 // find goes round the range once at most.
@@ -99,9 +120,12 @@ func (p *ports) find() (int, error) {
 		p.mu.Lock()
 		port := p.first + p.next
 		p.next = (p.next + 1) % n
-		taken := p.used[port]
+		taken := p.used[port] != nil
 		if !taken {
-			p.used[port] = true
+			r, err := reserve(port)
+			if taken = err != nil; !taken {
+				p.used[port] = r
+			}
 		}
 		p.mu.Unlock()
 		if taken {
