@@ -255,7 +255,7 @@ func (s *stream) request(addr string) (*http.Request, error) {
 		x.BodyDone = true
 		req.Body, req.ContentLength = io.NopCloser(bytes.NewReader(x.Req.Body())), x.BodySize
 	default:
-		s.up = &h2upload{x: x, req: req}
+		s.up = newUpload(x, req)
 		req.Body, req.ContentLength = s.up, x.BodySize
 		for name := range strings.SplitSeq(conn.Announced, ",") {
 			if name = textproto.CanonicalMIMEHeaderKey(strings.TrimSpace(name)); name != "" && hop.TrailerAllowed(name) {
@@ -440,16 +440,24 @@ func (b *h2body) Close() error {
 	return nil
 }
 
-// h2upload is a request's body that net/http's goroutine reads. After stop nobody reads it any more, which is when
-// the front may have its stream back.
+// h2upload is a request's body that net/http's goroutine reads. After stop nobody reads it any more and the exchange is not
+// touched, which is when the front may have both back. net/http may call Close later than that.
 type h2upload struct {
 	x   *hop.Exchange
 	req *http.Request
 
-	mu      sync.Mutex // held while the body is read
+	mu      sync.Mutex
+	quiet   sync.Cond // reading has ended
+	reading bool
 	stopped bool
-	read    bool // a byte was read
-	err     error
+	read    bool  // a byte was read
+	err     error // the end, or how the client's side broke off
+}
+
+func newUpload(x *hop.Exchange, req *http.Request) *h2upload {
+	u := &h2upload{x: x, req: req}
+	u.quiet.L = &u.mu
+	return u
 }
 
 var errStopped = errors.New("the answer is complete")
@@ -460,24 +468,26 @@ func (u *h2upload) Read(p []byte) (int, error) {
 	switch {
 	case u.err != nil:
 		return 0, u.err
-	case u.x.BodyDone:
-		return 0, io.EOF
 	case u.stopped:
 		return 0, errStopped
 	}
+	u.reading = true
+	u.mu.Unlock()
 	n, err := u.x.Req.BodyStream().Read(p)
-	u.read = u.read || n > 0
-	switch {
-	case err == io.EOF:
+	u.mu.Lock()
+	if err == io.EOF {
 		u.x.BodyDone = true
 		for _, f := range u.x.ReqTrailer {
 			if _, announced := u.req.Trailer[f.Name]; announced {
 				u.req.Trailer[f.Name] = append(u.req.Trailer[f.Name], f.Value)
 			}
 		}
-	case err != nil:
-		u.err = err
 	}
+	if err != nil && err != io.EOF && u.stopped {
+		err = errStopped // it was us
+	}
+	u.reading, u.read, u.err = false, u.read || n > 0, err
+	u.quiet.Broadcast()
 	return n, err
 }
 
@@ -489,19 +499,20 @@ func (u *h2upload) stop() {
 	if u == nil {
 		return
 	}
-	if !u.mu.TryLock() {
-		if u.x.Client != nil {
-			u.x.Client.Abort()
-		}
-		u.mu.Lock()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.reading && !u.stopped && u.x.Client != nil {
+		u.x.Client.Abort()
 	}
 	u.stopped = true
-	u.mu.Unlock()
+	for u.reading {
+		u.quiet.Wait()
+	}
 }
 
 // failed is how the client's side broke off. Only after stop.
 func (u *h2upload) failed() error {
-	if u == nil || errors.Is(u.err, errStopped) {
+	if u == nil || u.err == io.EOF || u.err == errStopped {
 		return nil
 	}
 	return u.err

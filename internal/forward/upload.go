@@ -2,6 +2,7 @@ package forward
 
 import (
 	"io"
+	"sync/atomic"
 
 	"github.com/thawrun/thaw/internal/chunk"
 	"github.com/thawrun/thaw/internal/hop"
@@ -10,8 +11,9 @@ import (
 // upload is a request's body on its way while the answer may already come. The goroutine is the only user of the body's stream and
 // of the connection's write half.
 type upload struct {
-	done   chan struct{}
-	client error // the client's side failed: the body is not complete
+	done    chan struct{}
+	stopped atomic.Bool // by us
+	client  error       // the client's side failed: the body is not complete
 }
 
 func (u *upload) run(x *hop.Exchange, c *conn) {
@@ -51,7 +53,9 @@ func (u *upload) run(x *hop.Exchange, c *conn) {
 			if err == io.EOF {
 				err = io.ErrUnexpectedEOF
 			}
-			u.client = err
+			if !u.stopped.Load() {
+				u.client = err
+			}
 			// The function must not take the part for the whole. Closing is the only way to say so.
 			c.Close()
 			return
@@ -69,6 +73,7 @@ func (u *upload) stop(x *hop.Exchange, c *conn) {
 		return
 	default:
 	}
+	u.stopped.Store(true)
 	c.Close()
 	if x.Client != nil {
 		x.Client.Abort()

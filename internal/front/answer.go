@@ -101,6 +101,9 @@ func (c *clientConn) answer(x *hop.Exchange, last bool) (keep bool) {
 	if !ok || c.reset.Load() {
 		return false
 	}
+	if c.aborted.Load() { // nothing can be read any more
+		keep = false
+	}
 	// Answers to requests that are here already go out together.
 	if keep && w.br.Buffered() > 0 && len(w.out.buf) < outSize {
 		return true

@@ -461,6 +461,31 @@ func TestTimeoutsH2(t *testing.T) {
 	}
 }
 
+// A function that says nothing while an upload goes on, or stalls, is the function's fault and not the client's.
+func TestTimeoutInUpload(t *testing.T) {
+	release := make(chan struct{})
+	defer close(release)
+	everyWay(t, forward.Config{ResponseStart: 100 * time.Millisecond}, func(w http.ResponseWriter, r *http.Request) {
+		go io.Copy(io.Discard, r.Body)
+		select {
+		case <-r.Context().Done():
+		case <-release:
+		}
+	}, func(t *testing.T, st *stand, cl *http.Client, client, _ string) {
+		pr, pw := io.Pipe()
+		defer pw.Close()
+		go pw.Write([]byte("begin"))
+		resp, err := cl.Post("http://"+st.addr, "text/plain", pr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != 504 || resp.Header.Get("X-Thaw-Error") != "timeout" {
+			t.Errorf("%d %s", resp.StatusCode, resp.Header.Get("X-Thaw-Error"))
+		}
+	})
+}
+
 func TestNotSentH2(t *testing.T) {
 	ln, _ := net.Listen("tcp", "127.0.0.1:0")
 	addr := ln.Addr().String()
