@@ -366,10 +366,17 @@ func (a *Autoscaler) order(now time.Time, r *revision, n int) {
 	if before == unknown && n == 0 {
 		return // nothing was ordered, nothing is there
 	}
-	a.log.Info("autoscaler scales", "revision", string(r.id), "from", max(0, before), "to", n, "ready", r.ready,
-		"starting", r.starting, "waiting", r.demand.Waiting, "running", r.demand.Running, "why", r.verdict.Why.String())
+	a.logScale(now, r, max(0, before), n)
 	a.metrics.scaled(max(0, before), n)
 	a.tell(now, r)
+}
+
+func (a *Autoscaler) logScale(now time.Time, r *revision, from, to int) {
+	args := []any{"revision", string(r.id), "from", from, "to", to, "ready", r.ready, "starting", r.starting}
+	if now.Sub(r.demand.At) <= a.config.Tick { // an older one says nothing about now
+		args = append(args, "waiting", r.demand.Waiting, "running", r.demand.Running)
+	}
+	a.log.Info("autoscaler scales", append(args, "why", r.verdict.Why.String())...)
 }
 
 func (a *Autoscaler) tell(now time.Time, r *revision) {
