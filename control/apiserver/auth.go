@@ -128,10 +128,10 @@ func refuse(w http.ResponseWriter, r *http.Request) {
 func CheckListen(addr string, allowRemote bool) error {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
-		return fmt.Errorf("API address %q: %w", addr, err)
+		return fmt.Errorf("address %q: %w", addr, err)
 	}
 	if _, err := net.LookupPort("tcp", port); err != nil {
-		return fmt.Errorf("API address %q: %w", addr, err)
+		return fmt.Errorf("address %q: %w", addr, err)
 	}
 	if allowRemote || strings.EqualFold(host, "localhost") {
 		return nil
@@ -139,5 +139,5 @@ func CheckListen(addr string, allowRemote bool) error {
 	if ip := net.ParseIP(host); ip != nil && ip.IsLoopback() {
 		return nil
 	}
-	return fmt.Errorf("API address %q can be reached from other machines, and the token would travel unencrypted: listen on 127.0.0.1, or allow it explicitly", addr)
+	return fmt.Errorf("address %q can be reached from other machines, and nothing that is sent there is encrypted, tokens included: take 127.0.0.1, or allow it with --allow-remote", addr)
 }

@@ -116,9 +116,9 @@ func (c *Config) fill() error {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	for _, addr := range []string{c.Listen, c.API} {
-		if err := apiserver.CheckListen(addr, c.AllowRemote); err != nil {
-			return err
+	for _, l := range []struct{ flag, addr string }{{"--listen", c.Listen}, {"--api", c.API}} {
+		if err := apiserver.CheckListen(l.addr, c.AllowRemote); err != nil {
+			return fmt.Errorf("%s: %w", l.flag, err)
 		}
 	}
 	return nil
