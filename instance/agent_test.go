@@ -364,6 +364,7 @@ func TestSocketOnDescriptor3(t *testing.T) {
 	r := newRig(t, nil)
 	rev := revisionOf(t, "fd3-00001", "ok", "DELAY=200ms")
 	rev.Annotations[api.AnnotationSocket] = "fd3"
+	rev.Status.Conditions.Set(time.Now(), api.ConditionReady, api.True, "", "") // deployed long ago
 	r.SetRevision(rev)
 	r.Scale(rev.ID(), 1, time.Now())
 	in := r.ready(rev.ID(), 1).Instances[0]
@@ -373,10 +374,32 @@ func TestSocketOnDescriptor3(t *testing.T) {
 	get(t, in.Addr, "/pid") // the function itself checks LISTEN_PID and exits if it is wrong
 }
 
+// Before a revision is called ready for the first time, a function that gets its socket has to accept a connection.
+func TestSocketOfANewRevision(t *testing.T) {
+	r := newRig(t, nil)
+	rev := revisionOf(t, "fd3-00004", "crash")
+	rev.Annotations[api.AnnotationSocket] = "fd3"
+	r.SetRevision(rev)
+	r.Scale(rev.ID(), 1, time.Now())
+	s := r.until(rev.ID(), "the failure or readiness", func(s *endpoints.Snapshot) bool { return s.Failure != nil || s.Count(endpoints.Ready) > 0 })
+	if s.Failure == nil || s.Failure.Served || !strings.Contains(s.Failure.Message, "before it was ready") || !strings.Contains(s.Failure.Message, "no database") {
+		t.Errorf("failure %+v, %d ready", s.Failure, s.Count(endpoints.Ready))
+	}
+	good := revisionOf(t, "fd3-00005", "ok", "DELAY=200ms")
+	good.Annotations[api.AnnotationSocket] = "fd3"
+	r.SetRevision(good)
+	r.Scale(good.ID(), 1, time.Now())
+	in := r.ready(good.ID(), 1).Instances[0]
+	if took := in.Start.Ready.Sub(in.Start.Exec); took < 200*time.Millisecond {
+		t.Errorf("it accepts after 200 ms and was ready after %v", took)
+	}
+}
+
 func TestQueuedConnectionsSurviveACrash(t *testing.T) {
 	r := newRig(t, nil)
 	rev := revisionOf(t, "fd3-00002", "ok", "DELAY=300ms", "MARK="+filepath.Join(t.TempDir(), "mark"))
 	rev.Annotations[api.AnnotationSocket] = "fd3"
+	rev.Status.Conditions.Set(time.Now(), api.ConditionReady, api.True, "", "") // deployed long ago
 	r.SetRevision(rev)
 	r.Scale(rev.ID(), 1, time.Now())
 	in := r.ready(rev.ID(), 1).Instances[0]
@@ -405,6 +428,7 @@ func TestQueuedConnectionsOfACrashLoopEnd(t *testing.T) {
 	r := newRig(t, nil)
 	rev := revisionOf(t, "fd3-00003", "crash")
 	rev.Annotations[api.AnnotationSocket] = "fd3"
+	rev.Status.Conditions.Set(time.Now(), api.ConditionReady, api.True, "", "") // deployed long ago
 	r.SetRevision(rev)
 	r.Scale(rev.ID(), 1, time.Now())
 	in := r.until(rev.ID(), "an address", func(s *endpoints.Snapshot) bool {

@@ -22,6 +22,7 @@ func BenchmarkColdStart(b *testing.B) {
 			rev := revisionOf(b, "bench-00001", "ok")
 			if socket {
 				rev.Annotations[api.AnnotationSocket] = "fd3"
+				rev.Status.Conditions.Set(time.Now(), api.ConditionReady, api.True, "", "")
 			}
 			r.SetRevision(rev)
 			var total, exec, ready sample

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -31,7 +32,11 @@ func (a *Agent) awaitReady(ctx context.Context, in *instance) error {
 		return a.whyNot(in, pr.WaitReady(ctx))
 	}
 	if p.socket {
-		return nil // it listens since before it began
+		// It listens since before it began: requests can come. Only a revision that has never been ready must show that it works.
+		if in.listener == nil || p.rev.Ready() {
+			return nil
+		}
+		return a.whyNot(in, awaitAccept(ctx, in.addr, in.listener))
 	}
 	return a.whyNot(in, awaitPort(ctx, in.addr))
 }
@@ -106,6 +111,22 @@ func awaitPort(ctx context.Context, address string) error {
 			return fmt.Errorf("%w: connect to %s: %w", context.Cause(ctx), address, err)
 		}
 	}
+}
+
+// awaitAccept makes a connection and returns when the function has taken it out of the accept queue of its socket.
+func awaitAccept(ctx context.Context, address string, listener *os.File) error {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "tcp4", address)
+	if err != nil {
+		return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+	}
+	defer conn.Close()
+	for began := time.Now(); accepting(listener) > 0; {
+		if !pause(ctx, min(time.Millisecond+time.Since(began)/50, 50*time.Millisecond)) {
+			return fmt.Errorf("%w: no connection was accepted at %s", context.Cause(ctx), address)
+		}
+	}
+	return nil
 }
 
 // pause waits and says whether ctx is still open. An idle Go program rounds timers up to the next millisecond, so the short

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"os"
 	"strconv"
 	"time"
 
@@ -51,3 +52,19 @@ func reserve(port int) (io.Closer, error) {
 type descriptor int
 
 func (d descriptor) Close() error { return unix.Close(int(d)) }
+
+// accepting returns how many connections wait in the accept queue of a listening socket. For such a socket the kernel tells that
+// in the field that otherwise counts segments without acknowledgement (tcp_get_info in net/ipv4/tcp.c).
+func accepting(listener *os.File) int {
+	rc, err := listener.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	n := 0
+	_ = rc.Control(func(fd uintptr) {
+		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.SOL_TCP, unix.TCP_INFO); err == nil {
+			n = int(info.Unacked)
+		}
+	})
+	return n
+}
