@@ -11,7 +11,7 @@ import (
 )
 
 // fixed answers every request on every connection with the same bytes and parses only as much as it must: what is measured is the hop.
-func fixed(b *testing.B, answer string) net.Listener {
+func fixed(b testing.TB, answer string) net.Listener {
 	b.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
