@@ -1,8 +1,6 @@
 package reconcile
 
 import (
-	"maps"
-	"reflect"
 	"slices"
 	"strconv"
 	"sync"
@@ -16,38 +14,39 @@ type name struct{ namespace, name string }
 func nameOf(o api.Object) name { return name{o.Meta().Namespace, o.Meta().Name} }
 
 // version is the store's revision of an object's last write.
-func version(o api.Object) int64 {
+func version[T api.Object](o T) int64 {
 	v, _ := strconv.ParseInt(o.Meta().ResourceVersion, 10, 64) // the store fills it with a number
 	return v
 }
 
-// shelf holds the objects of one kind. Guarded by cache.mu.
-type shelf[T api.Object] struct {
-	objects map[name]T
+// shelf holds the objects of one kind, or what is kept of them. Guarded by cache.mu.
+type shelf[V any] struct {
+	objects map[name]V
+	version func(V) int64
 	// seen is the store's revision up to which the watch has told everything. A write of ours that is not newer was
 	// already told, or overtaken by a deletion, and must not be taken in again.
 	seen int64
 }
 
-// put takes o in unless something newer is known; it returns what was there before.
-func (s *shelf[T]) put(o T) (old T, changed bool) {
-	n := nameOf(o)
+func newShelf[V any](version func(V) int64) shelf[V] {
+	return shelf[V]{objects: map[name]V{}, version: version}
+}
+
+// put takes v in unless something newer is known; it returns what was there before.
+func (s *shelf[V]) put(n name, v V) (old V, changed bool) {
 	old, had := s.objects[n]
-	if had && version(old) >= version(o) {
+	if had && s.version(old) >= s.version(v) {
 		return old, false
 	}
-	if s.objects == nil {
-		s.objects = map[name]T{}
-	}
-	s.objects[n] = o
+	s.objects[n] = v
 	return old, true
 }
 
 // drop removes the object that was deleted at the given revision of the store.
-func (s *shelf[T]) drop(n name, at int64) (old T, changed bool) {
+func (s *shelf[V]) drop(n name, at int64) (old V, changed bool) {
 	old, had := s.objects[n]
-	if !had || version(old) > at {
-		var none T
+	if !had || s.version(old) > at {
+		var none V
 		return none, false
 	}
 	delete(s.objects, n)
@@ -74,11 +73,11 @@ func (x index[K]) remove(k K, n name) {
 }
 
 // cache is what the store holds of our kinds, with the indexes that answer "who must look again". Objects in it are shared and
-// never modified. Services and configurations are there in outline only.
+// never modified. Services, configurations and routes are there in outline only.
 type cache struct {
 	mu             sync.RWMutex
-	services       shelf[*api.Service]
-	configurations shelf[*api.Configuration]
+	services       shelf[*outline]
+	configurations shelf[*outline]
 	revisions      shelf[*api.Revision]
 	routes         shelf[*api.Route]
 	mappings       shelf[*api.DomainMapping]
@@ -91,10 +90,15 @@ type cache struct {
 
 	// wanted has the configurations that wait for the name of a revision which is not theirs, by that revision.
 	wanted index[name]
+
+	words  words
+	outset bool // routes are kept whole: the route table is not made yet
 }
 
 func newCache() *cache {
-	return &cache{revisionsOf: index[name]{}, routesOfConfig: index[name]{}, routesOfRev: index[name]{},
+	return &cache{services: newShelf((*outline).at), configurations: newShelf((*outline).at),
+		revisions: newShelf(version[*api.Revision]), routes: newShelf(version[*api.Route]), mappings: newShelf(version[*api.DomainMapping]),
+		words: words{}, outset: true, revisionsOf: index[name]{}, routesOfConfig: index[name]{}, routesOfRev: index[name]{},
 		mappingsOfHost: index[string]{}, mappingsOfRoute: index[name]{}, wanted: index[name]{}}
 }
 
@@ -140,25 +144,28 @@ func (c *cache) saw(o api.Object, revision int64) {
 func (c *cache) putLocked(o api.Object) (old api.Object, changed bool) {
 	switch o := o.(type) {
 	case *api.Service:
-		was, ok := c.services.put(slimService(o))
-		return orNil(was), ok
+		was, ok := c.services.put(nameOf(o), outlineOf(o, api.ConfigurationStatusFields{}, nil))
+		return orNil(was.service(nameOf(o))), ok
 	case *api.Configuration:
-		was, ok := c.configurations.put(slimConfiguration(o))
-		return orNil(was), ok
+		was, ok := c.configurations.put(nameOf(o), outlineOf(o, o.Status.ConfigurationStatusFields, o.Status.Conditions))
+		return orNil(was.configuration(nameOf(o))), ok
 	case *api.Revision:
-		was, ok := c.revisions.put(slimRevision(o, c.revisions.objects[nameOf(o)]))
+		was, ok := c.revisions.put(nameOf(o), slimRevision(c.words.revision(o), c.revisions.objects[nameOf(o)]))
 		if ok {
 			c.indexRevision(was, o)
 		}
 		return orNil(was), ok
 	case *api.Route:
-		was, ok := c.routes.put(o)
+		if !c.outset {
+			o = slimRoute(o)
+		}
+		was, ok := c.routes.put(nameOf(o), o)
 		if ok {
 			c.indexRoute(was, o)
 		}
 		return orNil(was), ok
 	case *api.DomainMapping:
-		was, ok := c.mappings.put(o)
+		was, ok := c.mappings.put(nameOf(o), o)
 		if ok {
 			c.indexMapping(was, o)
 		}
@@ -175,10 +182,10 @@ func (c *cache) drop(o api.Object, at int64) (old api.Object, changed bool) {
 	switch o.(type) {
 	case *api.Service:
 		was, ok := c.services.drop(n, at)
-		return orNil(was), ok
+		return orNil(was.service(n)), ok
 	case *api.Configuration:
 		was, ok := c.configurations.drop(n, at)
-		return orNil(was), ok
+		return orNil(was.configuration(n)), ok
 	case *api.Revision:
 		was, ok := c.revisions.drop(n, at)
 		if ok {
@@ -199,50 +206,6 @@ func (c *cache) drop(o api.Object, at int64) (old api.Object, changed bool) {
 		return orNil(was), ok
 	}
 	return nil, false
-}
-
-// Services and configurations are kept without what only their own passes look at, which read them from the store: for a
-// thousand idle services that is most of the memory.
-
-// slimService keeps that the service exists.
-func slimService(s *api.Service) *api.Service {
-	return &api.Service{ObjectMeta: identity(&s.ObjectMeta)}
-}
-
-// slimConfiguration keeps what routes, revisions and garbage collection ask.
-func slimConfiguration(c *api.Configuration) *api.Configuration {
-	slim := &api.Configuration{ObjectMeta: identity(&c.ObjectMeta)}
-	slim.Status.ConfigurationStatusFields = c.Status.ConfigurationStatusFields
-	if v := c.Status.Conditions.Get(api.ConditionReady); v != nil {
-		slim.Status.Conditions = api.Conditions{*v}
-	}
-	return slim
-}
-
-// slimRevision keeps all of a revision, but only once what its older version has too: the platform goes on holding that one.
-func slimRevision(r, old *api.Revision) *api.Revision {
-	if old == nil || old.UID != r.UID {
-		return r
-	}
-	slim := *r
-	slim.Spec = old.Spec // it never changes
-	if maps.Equal(r.Labels, old.Labels) {
-		slim.Labels = old.Labels
-	}
-	if maps.Equal(r.Annotations, old.Annotations) {
-		slim.Annotations = old.Annotations
-	}
-	if reflect.DeepEqual(r.OwnerReferences, old.OwnerReferences) {
-		slim.OwnerReferences = old.OwnerReferences
-	}
-	if slices.Equal(r.Status.ContainerStatuses, old.Status.ContainerStatuses) {
-		slim.Status.ContainerStatuses = old.Status.ContainerStatuses
-	}
-	return &slim
-}
-
-func identity(m *api.ObjectMeta) api.ObjectMeta {
-	return api.ObjectMeta{Namespace: m.Namespace, Name: m.Name, UID: m.UID, ResourceVersion: m.ResourceVersion, Generation: m.Generation}
 }
 
 // orNil turns a typed nil into a plain one.
@@ -323,13 +286,13 @@ func mentions(r *api.Route) (configs, revs []name) {
 func (c *cache) service(n name) *api.Service {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	return c.services.objects[n]
+	return c.services.objects[n].service(n)
 }
 
 func (c *cache) configuration(n name) *api.Configuration {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	return c.configurations.objects[n]
+	return c.configurations.objects[n].configuration(n)
 }
 
 func (c *cache) revision(n name) *api.Revision {
@@ -396,9 +359,9 @@ func (c *cache) all(k *api.Kind) []api.Object {
 	defer c.mu.RUnlock()
 	switch k {
 	case api.Services:
-		return values(c.services.objects)
+		return drawn(c.services.objects, (*outline).service)
 	case api.Configurations:
-		return values(c.configurations.objects)
+		return drawn(c.configurations.objects, (*outline).configuration)
 	case api.Revisions:
 		return values(c.revisions.objects)
 	case api.Routes:
@@ -408,9 +371,14 @@ func (c *cache) all(k *api.Kind) []api.Object {
 }
 
 func values[T api.Object](m map[name]T) []api.Object {
+	return drawn(m, func(o T, _ name) T { return o })
+}
+
+// drawn makes objects of what is kept.
+func drawn[V any, T api.Object](m map[name]V, object func(V, name) T) []api.Object {
 	all := make([]api.Object, 0, len(m))
-	for _, o := range m {
-		all = append(all, o)
+	for n, v := range m {
+		all = append(all, object(v, n))
 	}
 	return all
 }

@@ -194,6 +194,7 @@ func (r *Reconcilers) start() {
 		route := o.(*api.Route)
 		r.table.setRoute(nameOf(route), r.cfg.hosts(route, route.Status.Traffic))
 	}
+	r.cache.outlineRoutes()
 	for _, o := range r.cache.all(api.DomainMappings) {
 		host := hostOf(o.(*api.DomainMapping))
 		if m := r.claimant(host); m != nil && m.Status.Conditions.IsTrue(api.ConditionDomainClaimed) {

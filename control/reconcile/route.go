@@ -10,10 +10,11 @@ import (
 
 // reconcileRoute lets a route lead to what it asks for, as soon as all of that is ready, and not before.
 func (r *Reconcilers) reconcileRoute(ctx context.Context, k key) error {
-	rt := r.cache.route(k.of())
-	if rt == nil {
-		return nil
+	o, err := r.read(ctx, api.Routes, k.of())
+	if o == nil {
+		return err
 	}
+	rt := o.(*api.Route)
 	if gone, err := r.removeOrphan(ctx, api.Routes, rt); gone || err != nil {
 		return err
 	}

@@ -86,19 +86,22 @@ func (r *Reconcilers) serviceChildren(ctx context.Context, s *api.Service, statu
 		}
 	}
 
-	rt := r.cache.route(nameOf(s))
-	if rt != nil && !owns(s, rt) {
-		if r.formerChild(s, rt) {
+	have, err = r.read(ctx, api.Routes, nameOf(s))
+	if err != nil {
+		return err
+	}
+	if have != nil && !owns(s, have) {
+		if r.formerChild(s, have) {
 			r.queue.add(key{kindRoute, s.Namespace, s.Name})
 			return nil
 		}
 		c.Set(now, api.ConditionRoutesReady, api.False, api.ReasonNotOwned, fmt.Sprintf("There is an existing Route %q that we do not own.", s.Name))
 		return nil
 	}
-	if o, err = r.apply(ctx, api.Routes, orNil(rt), routeOf(s)); err != nil {
+	if o, err = r.apply(ctx, api.Routes, have, routeOf(s)); err != nil {
 		return err
 	}
-	rt = o.(*api.Route)
+	rt := o.(*api.Route)
 	status.RouteStatusFields = rt.Status.RouteStatusFields
 	if rt.Generation != rt.Status.ObservedGeneration {
 		c.Set(now, api.ConditionRoutesReady, api.Unknown, reasonOutOfDate, "The Route is still working to reflect the latest desired specification.")

@@ -3,7 +3,9 @@ package reconcile
 import (
 	"encoding/json"
 	"reflect"
+	"strconv"
 	"testing"
+	"unsafe"
 
 	"github.com/thawrun/thaw/api"
 )
@@ -37,5 +39,38 @@ func TestSlim(t *testing.T) {
 	again := decoded[api.Revision](t, `{"metadata":{"name":"a-00001","uid":"v","labels":{"x":"3"}},"spec":{"containers":[{"image":"two"}]}}`)
 	if r := slimRevision(again, second); !reflect.DeepEqual(r, again) {
 		t.Errorf("a revision that was made anew is %+v", r)
+	}
+}
+
+// What a revision says with the words of others is the same as before; equal words are kept once, and what many objects have of
+// their own does not pile up.
+func TestWords(t *testing.T) {
+	const revision = `{"kind":"Revision","apiVersion":"serving.knative.dev/v1","metadata":{"name":"a-00001","namespace":"default","uid":"u",
+		"labels":{"x":"1","serving.knative.dev/configuration":"a"},"annotations":{"y":"2"},
+		"ownerReferences":[{"apiVersion":"serving.knative.dev/v1","kind":"Configuration","name":"a","uid":"w","controller":true}]},
+		"spec":{"containers":[{"name":"c","image":"one","args":["b"],"env":[{"name":"A","value":"B"}],"ports":[{"name":"h2c","containerPort":80}],
+			"readinessProbe":{"tcpSocket":{"port":80}}}],"timeoutSeconds":3},
+		"status":{"observedGeneration":1,"conditions":[{"type":"Ready","status":"True","reason":"Because"}],"actualReplicas":0,
+			"containerStatuses":[{"name":"c","imageDigest":"d"}]}}`
+	w := words{}
+	a, b := decoded[api.Revision](t, revision), decoded[api.Revision](t, revision)
+	x, y := w.revision(a), w.revision(b)
+	for _, r := range []*api.Revision{a, x, y} {
+		if want := decoded[api.Revision](t, revision); !reflect.DeepEqual(r, want) {
+			t.Errorf("%+v\nis not %+v", r, want)
+		}
+	}
+	if p, q := &x.Status.Conditions[0], &y.Status.Conditions[0]; unsafe.StringData(p.Reason) != unsafe.StringData(q.Reason) {
+		t.Error("two revisions have a word each")
+	}
+	empty := &api.Revision{}
+	if r := w.revision(empty); !reflect.DeepEqual(r, empty) {
+		t.Errorf("an empty revision became %+v", r)
+	}
+	for i := range 3 * maxWords {
+		w.of(strconv.Itoa(i))
+	}
+	if len(w) > maxWords {
+		t.Errorf("%d words are kept", len(w))
 	}
 }
