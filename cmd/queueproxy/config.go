@@ -21,6 +21,7 @@ import (
 type config struct {
 	listen, admin, stats, metrics string
 	upstream                      string
+	protocol                      string // that the function speaks, as forward.Config.Protocol
 
 	concurrency int
 	queue       int           // as queueproxy.Config.Queue
@@ -56,7 +57,7 @@ var ignored = []struct {
 	nothing    []string
 }{
 	{"QUEUE_SERVING_TLS_PORT", "TLS between the hops is not served", []string{"", "8112"}}, // always given; without certificates it is not served there either
-	{"ENABLE_HTTP2_AUTO_DETECTION", "HTTP/2 is not served yet", []string{"", "false"}},
+	{"ENABLE_HTTP2_AUTO_DETECTION", "what the function speaks is not found out by trying; say --upstream-protocol", []string{"", "false"}},
 	{"SERVING_REQUEST_LOG_TEMPLATE", "there is no request log yet", []string{""}},
 	{"SERVING_ENABLE_REQUEST_LOG", "there is no request log yet", []string{"", "false"}},
 	{"ENABLE_PROFILING", "there is no profiling port", []string{"", "false"}},
@@ -94,7 +95,7 @@ func configure(args []string, env func(string) (string, bool), out io.Writer) (*
 	fs.DurationVar(&timeout, "timeout", 0, "total time of an answer, from the moment the function gets the request; 0 = no limit")
 	fs.DurationVar(&start, "response-start-timeout", 0, "time to the head of the answer; 0 = no limit")
 	fs.DurationVar(&idle, "idle-timeout", 0, "time between two bytes of the answer; 0 = no limit")
-	fs.StringVar(&protocol, "upstream-protocol", "auto", "auto or h1")
+	fs.StringVar(&protocol, "upstream-protocol", "auto", "what the upstream speaks: h1, h2c (HTTP/2 without TLS), or auto: h2c if QUEUE_SERVING_PORT is 8013, else h1")
 	fs.StringVar(&probe, "readiness-probe", "", "Kubernetes probe as `JSON`; answers probes with K-Network-Probe: queue")
 	fs.StringVar(&admin, "admin", "", "`address` for /wait-for-drain, /healthz")
 	fs.StringVar(&stats, "stats", "", "`address` for the autoscaler's statistics: /metrics, /stats")
@@ -173,11 +174,13 @@ func configure(args []string, env func(string) (string, bool), out io.Writer) (*
 		}
 	}
 	switch protocol {
-	case "auto", "h1":
+	case "auto": // as the environment says, else HTTP/1.1
+	case "h1":
+		c.protocol = ""
 	case "h2c":
-		errs = append(errs, errors.New("--upstream-protocol h2c: HTTP/2 is not spoken yet"))
+		c.protocol = "h2c"
 	default:
-		errs = append(errs, fmt.Errorf("--upstream-protocol %q: expected auto or h1", protocol))
+		errs = append(errs, fmt.Errorf("--upstream-protocol %q: expected auto, h1 or h2c", protocol))
 	}
 	if err := c.logLevel.UnmarshalText([]byte(level)); err != nil {
 		errs = append(errs, fmt.Errorf("--log-level %q: expected debug, info, warn or error", level))
@@ -230,7 +233,7 @@ func (c *config) fromEnvironment(env func(string) (string, bool)) (errs []error)
 		errs = append(errs, fmt.Errorf("SERVING_READINESS_PROBE: %w", err))
 	}
 	if serving == portHTTP2 {
-		c.notes = append(c.notes, "QUEUE_SERVING_PORT=8013 asks for HTTP/2 without TLS: only HTTP/1.1 is served there yet")
+		c.protocol = "h2c" // the port is named so in the revision
 	}
 	for _, i := range ignored {
 		if v := text(i.name); !slices.Contains(i.nothing, v) {

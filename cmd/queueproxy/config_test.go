@@ -88,8 +88,7 @@ func TestConfigureErrors(t *testing.T) {
 		{[]string{"--listen", "8080", "--upstream", "there"}, nil, []string{`--listen "8080": expected HOST:PORT`, `--upstream "there": expected HOST:PORT`}},
 		{[]string{"--concurrency", "-1", "--queue", "-2", "--timeout", "-1s", "--drain-quiet", "-1s"}, nil,
 			[]string{"--concurrency -1: expected 0 or more", "--queue -2", "--timeout -1s", "--drain-quiet -1s"}},
-		{[]string{"--upstream-protocol", "h2c"}, nil, []string{"HTTP/2 is not spoken yet"}},
-		{[]string{"--upstream-protocol", "h3"}, nil, []string{"expected auto or h1"}},
+		{[]string{"--upstream-protocol", "h3"}, nil, []string{"expected auto, h1 or h2c"}},
 		{[]string{"--log-level", "loud"}, nil, []string{"--log-level"}},
 		{[]string{"--what"}, nil, []string{"not defined: -what"}},
 		{[]string{"more"}, nil, []string{`unexpected argument "more"`}},
@@ -110,7 +109,7 @@ func TestConfigureErrors(t *testing.T) {
 
 func TestConfigureNotes(t *testing.T) {
 	c, err := configure(nil, environment("QUEUE_SERVING_PORT", "8013", "ENABLE_HTTP2_AUTO_DETECTION", "true", "SERVING_REQUEST_LOG_TEMPLATE", "{{.}}"), io.Discard)
-	if err != nil || len(c.notes) != 3 {
+	if err != nil || len(c.notes) != 2 || c.protocol != "h2c" {
 		t.Fatal(err, c.notes)
 	}
 }

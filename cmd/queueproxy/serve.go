@@ -60,7 +60,7 @@ func start(c *config, log *slog.Logger) (_ *server, err error) {
 		sidecar.Ready = ready(prober)
 	}
 	s.proxy = queueproxy.New(c.proxy(), forward.New(forward.Config{
-		Addr: c.upstream, Total: c.total, ResponseStart: c.responseStart, Idle: c.idle,
+		Addr: c.upstream, Protocol: c.protocol, Total: c.total, ResponseStart: c.responseStart, Idle: c.idle,
 	}))
 	sidecar.Proxy = s.proxy
 	s.front = front.New(front.Config{Log: log}, sidecar)
