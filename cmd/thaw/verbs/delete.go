@@ -55,6 +55,12 @@ kind, for example revision/hello-00001. It waits until the objects are gone.`,
 
 // named turns NAME and KIND/NAME into documents.
 func (s *session) named(args []string) ([]document, error) {
+	if len(args) > 1 {
+		// As kubectl writes it. Taken as names it would delete services that only have the same name as what was meant.
+		if k, err := kindByWord(args[0]); err == nil {
+			return nil, usage("%q is a kind: say %s/%s", args[0], k.Singular, args[1])
+		}
+	}
 	var docs []document
 	for _, arg := range args {
 		d := document{where: arg, kind: api.Services, namespace: s.namespace, name: arg}

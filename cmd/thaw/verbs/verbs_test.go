@@ -270,6 +270,7 @@ func TestListAndDelete(t *testing.T) {
 	write(t, file, strings.Replace(manifest("two", "exec:///bin/a"), "metadata:", "metadata:\n  namespace: team", 1))
 	s.run(t, "delete", "-f", file).want(t, 0, "service/two deleted\n")
 	s.run(t, "delete").want(t, ExitUsage, "", "either names or -f FILE")
+	s.run(t, "delete", "domainmapping", "two").want(t, ExitUsage, "", `"domainmapping" is a kind: say domainmapping/two`)
 }
 
 func TestLogs(t *testing.T) {
