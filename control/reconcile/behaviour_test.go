@@ -88,7 +88,8 @@ func inCountedHouse(t *testing.T, f func(h *house, c *counting)) {
 
 const helloKey = "/thaw/objects/serving.knative.dev/revisions/default/hello-00001"
 
-// Under load replica counts change all the time; the store sees about one write a second, and the last value.
+// Under load replica counts change all the time; the store sees about one write a second, and the last value. No number of wanted
+// instances comes twice: a count that happens to be what was written last is no reason to write.
 func TestStatusWritesAreBounded(t *testing.T) {
 	inCountedHouse(t, func(h *house, c *counting) {
 		h.create(service("hello", "one"))
@@ -97,14 +98,15 @@ func TestStatusWritesAreBounded(t *testing.T) {
 		sets := h.p.setsOf("default/hello-00001")
 		for i := range 10_000 { // 10 s, a change each millisecond
 			h.p.tell("default/hello-00001", i%50, 50, nil)
-			h.r.ObserveScale("default/hello-00001", 40+i%10, true)
+			h.r.ObserveScale("default/hello-00001", 1000+i, true)
 			time.Sleep(time.Millisecond)
 		}
 		h.p.tell("default/hello-00001", 7, 8, nil)
 		h.r.ObserveScale("default/hello-00001", 8, true)
 		h.sleep(2 * time.Second)
-		if n := c.written()[helloKey]; n < 5 || n > 13 {
-			t.Errorf("%d writes in 12 s", n)
+		// A write follows within the interval of a second and the next change, a millisecond; never sooner than the interval.
+		if n := c.written()[helloKey]; n < 9 || n > 13 {
+			t.Errorf("%d writes in 12 s, want one a second", n)
 		}
 		if len(c.written()) != 1 {
 			t.Errorf("others were written: %v", c.written())
