@@ -23,12 +23,15 @@ const (
 	shortHost                     // NAME.NAMESPACE and NAME.NAMESPACE.svc, with tags too
 )
 
-// claim is one wish for a host.
+// claim is one wish for a host. There are four for every service, so it is small.
 type claim struct {
-	rank  precedence
-	owner name // the route, or for a mappingHost the domain mapping
 	to    *routes.Route
+	owner *name // the route, or for a mappingHost the domain mapping
+	rank  precedence
 }
+
+// same says that two claims are one party's, wherever they lead to.
+func (c claim) same(o claim) bool { return c.rank == o.rank && *c.owner == *o.owner }
 
 // before says which of two claims gets the host; it depends on nothing but the two.
 func (c claim) before(o claim) bool {
@@ -43,11 +46,27 @@ func (c claim) before(o claim) bool {
 
 // entry is what one route puts into the table.
 type entry struct {
-	hosts map[string]claim
+	hosts []wish        // each host once
 	main  *routes.Route // what a domain mapping leads to
 
 	owner   string // uid of the service that the route belongs to
 	traffic []api.TrafficTarget
+}
+
+// wish is a claim and what it is for.
+type wish struct {
+	host string
+	claim
+}
+
+// find returns the wish for a host; nil if there is none.
+func (e *entry) find(host string) *wish {
+	for i := range e.hosts {
+		if e.hosts[i].host == host {
+			return &e.hosts[i]
+		}
+	}
+	return nil
 }
 
 // table builds the one route table. It keeps the wishes of every route and mapping, so that a change costs what that route
@@ -90,13 +109,13 @@ func (t *table) setRoute(n name, e entry) (affected []string) {
 		}
 		return nil
 	}
-	for h, c := range old.hosts {
-		if now, still := e.hosts[h]; !still || now.rank != c.rank {
-			affected = t.releaseLocked(h, c, affected)
+	for _, w := range old.hosts {
+		if now := e.find(w.host); now == nil || now.rank != w.rank {
+			affected = t.releaseLocked(w.host, w.claim, affected)
 		}
 	}
-	for h, c := range e.hosts {
-		affected = t.claimLocked(h, c, affected)
+	for _, w := range e.hosts {
+		affected = t.claimLocked(w.host, w.claim, affected)
 	}
 	if e.hosts == nil {
 		delete(t.entries, n)
@@ -138,7 +157,7 @@ func (t *table) setMapping(host string, m *mapping) (held, shadowed bool) {
 	if old, had := t.mappings[host]; had && (m == nil || *m != old) {
 		t.byRoute.remove(old.route, name{"", host})
 		delete(t.mappings, host)
-		t.releaseLocked(host, claim{rank: mappingHost, owner: old.owner}, nil)
+		t.releaseLocked(host, claim{rank: mappingHost, owner: &old.owner}, nil)
 		delete(t.shadowed, host)
 	}
 	if m != nil {
@@ -147,13 +166,13 @@ func (t *table) setMapping(host string, m *mapping) (held, shadowed bool) {
 		t.mapLocked(host, nil)
 	}
 	c := t.held[host]
-	return m != nil && c.rank == mappingHost && c.owner == m.owner, t.shadowed[host]
+	return m != nil && c.owner != nil && c.same(claim{rank: mappingHost, owner: &m.owner}), t.shadowed[host]
 }
 
 // mapLocked brings a mapping's claim up to date with the route that it leads to.
 func (t *table) mapLocked(host string, affected []string) []string {
 	m := t.mappings[host]
-	c := claim{rank: mappingHost, owner: m.owner}
+	c := claim{rank: mappingHost, owner: &m.owner}
 	to := t.entries[m.route].main
 	if to == nil {
 		return t.releaseLocked(host, c, affected)
@@ -170,7 +189,7 @@ func (t *table) mapLocked(host string, affected []string) []string {
 func (t *table) claimLocked(host string, c claim, affected []string) []string {
 	h, taken := t.held[host]
 	switch {
-	case !taken, h.rank == c.rank && h.owner == c.owner:
+	case !taken, h.same(c):
 		if taken && h.to == c.to {
 			return affected
 		}
@@ -187,13 +206,13 @@ func (t *table) claimLocked(host string, c claim, affected []string) []string {
 }
 
 func (t *table) waitLocked(host string, c claim) {
-	line := slices.DeleteFunc(t.waiting[host], func(w claim) bool { return w.rank == c.rank && w.owner == c.owner })
+	line := slices.DeleteFunc(t.waiting[host], func(w claim) bool { return w.same(c) })
 	t.waiting[host] = append(line, c)
 }
 
 func (t *table) releaseLocked(host string, c claim, affected []string) []string {
-	line := slices.DeleteFunc(t.waiting[host], func(w claim) bool { return w.rank == c.rank && w.owner == c.owner })
-	if h, taken := t.held[host]; taken && h.rank == c.rank && h.owner == c.owner {
+	line := slices.DeleteFunc(t.waiting[host], func(w claim) bool { return w.same(c) })
+	if h, taken := t.held[host]; taken && h.same(c) {
 		delete(t.held, host)
 		t.changes++
 		if len(line) > 0 {
@@ -281,29 +300,38 @@ func (c Config) hosts(r *api.Route, traffic []api.TrafficTarget) entry {
 	if len(tags) > 0 {
 		main.Tags = tags
 	}
-	e := entry{hosts: make(map[string]claim, 4*(1+len(tags))), main: main, traffic: traffic}
+	e := entry{hosts: make([]wish, 0, 4*(1+len(tags))), main: main, traffic: traffic}
 	if o := controller(r); o != nil {
 		e.owner = o.UID
 	}
-	c.addHosts(e, nameOf(r), r.Name, mainHost, main)
+	owner := nameOf(r)
+	c.addHosts(&e, r.Name, claim{main, &owner, mainHost})
 	for _, tag := range slices.Sorted(maps.Keys(tags)) {
-		c.addHosts(e, nameOf(r), tag+"-"+r.Name, tagHost, &routes.Route{Namespace: r.Namespace, Service: service, Tag: tag,
-			Local: local, Targets: []routes.Target{{Revision: tags[tag], Percent: 100}}})
+		to := &routes.Route{Namespace: r.Namespace, Service: service, Tag: tag,
+			Local: local, Targets: []routes.Target{{Revision: tags[tag], Percent: 100}}}
+		c.addHosts(&e, tag+"-"+r.Name, claim{to, &owner, tagHost})
 	}
 	return e
 }
 
-func (c Config) addHosts(e entry, owner name, label string, rank precedence, to *routes.Route) {
-	full := privateHost(label, owner.namespace, c.ClusterDomain) // the shorter private names are parts of its memory
-	short := full[:len(label)+1+len(owner.namespace)]
-	all := map[string]precedence{full: rank, short: shortHost, full[:len(short)+len(".svc")]: shortHost}
-	if !to.Local {
-		all[publicHost(label, owner.namespace, c.Domain)] = rank
-	}
-	for h, p := range all {
-		if old, there := e.hosts[h]; !there || (claim{rank: p}).before(old) {
-			e.hosts[h] = claim{p, owner, to}
+// addHosts adds the hosts that a label gives: the private one and the public one as claimed, and short names.
+func (c Config) addHosts(e *entry, label string, as claim) {
+	full := privateHost(label, as.owner.namespace, c.ClusterDomain) // the shorter private names are parts of its memory
+	short := full[:len(label)+1+len(as.owner.namespace)]
+	add := func(host string, rank precedence) {
+		w := wish{host, as}
+		w.rank = rank
+		if old := e.find(host); old == nil {
+			e.hosts = append(e.hosts, w)
+		} else if w.before(old.claim) {
+			*old = w
 		}
+	}
+	add(full, as.rank)
+	add(short, shortHost)
+	add(full[:len(short)+len(".svc")], shortHost)
+	if !as.to.Local {
+		add(publicHost(label, as.owner.namespace, c.Domain), as.rank)
 	}
 }
 
