@@ -26,8 +26,7 @@ type plan struct {
 	program string
 	argv    []string
 	dir     string
-	env     []string // without what differs between instances
-	expand  bool     // argv or env refers to variables as $(NAME)
+	path    string // PATH, for a container that sets none
 	limits  process.Limits
 	socket  bool // passes the listening socket as fd 3
 
@@ -76,7 +75,7 @@ func newPlan(rev *api.Revision, cfg Config, find locator) *plan {
 		p.err = &failure{reason: reasonOf(err), message: err.Error()}
 		return p
 	}
-	p.setEnv(c, cfg)
+	p.path = cfg.Path
 	return p
 }
 
@@ -132,34 +131,34 @@ func lookProgram(name, dir, path string) (string, error) {
 	return "", fmt.Errorf("%w: command %q is not on PATH (%s)", code.ErrNotFound, name, path)
 }
 
-func (p *plan) setEnv(c *api.Container, cfg Config) {
-	user := make(map[string]bool, len(c.Env))
-	for _, v := range c.Env {
-		user[v.Name] = true
-	}
-	if !user["PATH"] {
-		p.env = append(p.env, "PATH="+cfg.Path)
-	}
-	p.env = append(p.env,
-		"K_SERVICE="+p.rev.ServiceName(), "K_CONFIGURATION="+p.rev.ConfigurationName(), "K_REVISION="+p.rev.Name)
-	for _, v := range c.Env {
-		p.env = append(p.env, v.Name+"="+v.Value)
-	}
-	p.expand = slices.ContainsFunc(slices.Concat(p.argv, p.env), func(s string) bool { return strings.Contains(s, "$(") })
-}
-
-// environ completes argv and environment for one instance. A container's own HOME or TMPDIR wins over ours; PORT and K_* cannot
-// be set by containers.
+// environ completes argv and makes the environment of one instance. That is done at each start: it takes a few microseconds, and most
+// revisions of an installation are idle. A container's own HOME or TMPDIR wins over ours; PORT and K_* cannot be set by
+// containers.
 func (p *plan) environ(port int, home string) (argv, env []string) {
-	env = make([]string, 0, len(p.env)+4)
+	c := p.rev.Serving()
+	if c == nil {
+		c = new(api.Container) // nothing of it will be started
+	}
+	has := func(name string) bool {
+		return slices.ContainsFunc(c.Env, func(v api.EnvVar) bool { return v.Name == name })
+	}
+	env = make([]string, 0, len(c.Env)+7)
 	env = append(env, "PORT="+strconv.Itoa(port))
 	for _, name := range []string{"HOME", "TMPDIR"} {
-		if !slices.ContainsFunc(p.env, func(v string) bool { return strings.HasPrefix(v, name+"=") }) {
+		if !has(name) {
 			env = append(env, name+"="+home)
 		}
 	}
-	env = append(env, p.env...)
-	if !p.expand {
+	if !has("PATH") {
+		env = append(env, "PATH="+p.path)
+	}
+	env = append(env,
+		"K_SERVICE="+p.rev.ServiceName(), "K_CONFIGURATION="+p.rev.ConfigurationName(), "K_REVISION="+p.rev.Name)
+	for _, v := range c.Env {
+		env = append(env, v.Name+"="+v.Value)
+	}
+	refers := func(s string) bool { return strings.Contains(s, "$(") }
+	if !slices.ContainsFunc(p.argv, refers) && !slices.ContainsFunc(env, refers) {
 		return p.argv, env
 	}
 	known := make(map[string]string, len(env))
