@@ -14,10 +14,8 @@ import (
 	"time"
 )
 
-func withRouter(p *path) bool    { return p.router }
-func withoutRouter(p *path) bool { return !p.router }
-func warm(p *path) bool          { return !p.held && !p.cold }
-func held(p *path) bool          { return p.held }
+func withRouter(p *path) bool { return p.router }
+func held(p *path) bool       { return p.held }
 
 func TestHTTP1(t *testing.T) {
 	t.Parallel()

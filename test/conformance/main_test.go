@@ -26,7 +26,7 @@ import (
 var bin string
 
 func TestMain(m *testing.M) {
-	os.Exit(harness.Main(m, &bin, "cmd/thaw", "cmd/queueproxy", "test/conformance/relay"))
+	os.Exit(harness.Main(m, &bin, "cmd/thaw", "cmd/queueproxy"))
 }
 
 // limit bounds everything that a case waits for.
@@ -39,7 +39,6 @@ type path struct {
 	held   bool // one slot, which is taken when a case begins
 	router bool // the first hop is a router
 	fn     *function
-	cold   bool // nobody listens as the function before the request has come: no occupant is needed
 }
 
 // hop starts a binary and returns the address that it says it listens on; the process ends with the test.
