@@ -47,6 +47,7 @@ type Autoscaler struct {
 
 	// Owned by Run.
 	revisions map[api.RevisionID]*revision
+	policies  policies
 	early     map[api.RevisionID]*message // of revisions that SetRevision has not named yet
 	schedule  schedule
 }
@@ -79,6 +80,7 @@ func New(c Config, s Scaler) *Autoscaler {
 		inbox:     make(map[api.RevisionID]*message),
 		statuses:  make(map[api.RevisionID]Status),
 		revisions: make(map[api.RevisionID]*revision),
+		policies:  make(policies),
 		early:     make(map[api.RevisionID]*message),
 	}
 	a.metrics = newMetrics(c.Meter, a.snapshot)
@@ -292,7 +294,7 @@ func (a *Autoscaler) remove(now time.Time, id api.RevisionID) {
 }
 
 func (a *Autoscaler) set(now time.Time, r *revision, rev *api.Revision) bool {
-	changed, err := r.apply(now, a.origin, a.config, rev)
+	changed, err := r.apply(now, a.origin, a.config, a.policies, rev)
 	if err != nil && changed {
 		a.log.Warn("autoscaler left wrong annotations out", "revision", string(r.id), "error", err)
 	}

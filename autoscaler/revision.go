@@ -16,7 +16,7 @@ const clockSkew = time.Second
 type revision struct {
 	id      api.RevisionID
 	service string
-	policy  Policy
+	policy  *Policy // shared by all revisions that wish the same
 	healthy bool
 
 	// The decision of the load.
@@ -86,15 +86,33 @@ func (r *revision) busy() bool {
 	return r.live() > 0 || r.ordered > 0 || r.life.Activity != Inactive
 }
 
+// policies has one copy of each policy that is in use: most revisions have the same.
+type policies map[Policy]*Policy
+
+// maxPolicies bounds policies; beyond it begins anew, and what is in use stays with its users.
+const maxPolicies = 256
+
+func (ps policies) of(p Policy) *Policy {
+	if known := ps[p]; known != nil {
+		return known
+	}
+	if len(ps) >= maxPolicies {
+		clear(ps)
+	}
+	own := p // only this one escapes
+	ps[p] = &own
+	return &own
+}
+
 // apply takes the annotations, labels and conditions of rev; it says whether anything changed and what is wrong with them.
-func (r *revision) apply(now, origin time.Time, c Config, rev *api.Revision) (bool, error) {
+func (r *revision) apply(now, origin time.Time, c Config, known policies, rev *api.Revision) (bool, error) {
 	p, err := PolicyFor(c, rev.Annotations, rev.Concurrency())
 	p.Reachable = rev.Labels[api.LabelRoutingState] != api.RoutingStateReserve
 	healthy := rev.Status.Conditions.IsTrue(api.ConditionContainerHealthy)
 	r.service = rev.ServiceName()
 
 	if r.life.Since.IsZero() { // new here
-		r.policy, r.healthy = p, healthy
+		r.policy, r.healthy = known.of(p), healthy
 		r.life = NewLife(now, p, healthy)
 		r.decision.ExcessBurstCapacity = initialExcessBurstCapacity(p)
 		if floor, _ := p.floor(r.life); healthy && floor > 0 {
@@ -102,11 +120,11 @@ func (r *revision) apply(now, origin time.Time, c Config, rev *api.Revision) (bo
 		}
 		return true, err
 	}
-	if p == r.policy && healthy == r.healthy {
+	if p == *r.policy && healthy == r.healthy {
 		return false, err
 	}
 	r.resize(origin, p)
-	r.policy, r.healthy = p, healthy
+	r.policy, r.healthy = known.of(p), healthy
 	r.life.Reached = r.life.Reached || healthy
 	return true, err
 }
@@ -211,7 +229,7 @@ func (r *revision) decide(now time.Time) {
 		Measured: r.policy.SilenceIsZero || !r.stable.Empty(now),
 	}
 	ebc := r.decision.ExcessBurstCapacity
-	r.decision, r.memory = Decide(now, r.policy, r.load, r.memory)
+	r.decision, r.memory = Decide(now, *r.policy, r.load, r.memory)
 	if r.decision.Valid {
 		r.kpa = r.decision.Desired
 		return
@@ -222,7 +240,7 @@ func (r *revision) decide(now time.Time) {
 // seek notes a demand and says how many instances it asks for; 0 = there is none.
 func (r *revision) seek(now time.Time, d endpoints.Demand) int {
 	r.demand, r.capped = d, false
-	need := Need(r.policy, d.Waiting, d.Running, r.ready)
+	need := Need(*r.policy, d.Waiting, d.Running, r.ready)
 	if need == 0 {
 		return 0
 	}
@@ -274,7 +292,7 @@ func (r *revision) settle(now time.Time) int {
 		ExcessBurstCapacity: r.decision.ExcessBurstCapacity,
 		Hopeless:            r.hopeless(now),
 	}
-	r.verdict, r.life = Settle(now, r.policy, want, s, r.life)
+	r.verdict, r.life = Settle(now, *r.policy, want, s, r.life)
 	r.verdict.Why |= why
 	n := r.verdict.Order
 	if r.adopted && max(n, r.ordered) < r.live() {
@@ -313,7 +331,7 @@ func (r *revision) observe(now, origin time.Time, s *endpoints.Snapshot) (lost b
 // the floor, as after every start of Knative's autoscaler.
 func (r *revision) adopt(now, origin time.Time) {
 	if r.kpa == unknown && r.ready > r.memory.PanicPeak {
-		r.memory = NewMemory(now, origin, r.policy, r.ready)
+		r.memory = NewMemory(now, origin, *r.policy, r.ready)
 	}
 	if r.life.Activity == Inactive {
 		r.life.Activity, r.life.Since = Activating, now
@@ -344,7 +362,7 @@ func (r *revision) status(now time.Time) Status {
 		PanicMode:           r.decision.PanicMode,
 		ExcessBurstCapacity: r.decision.ExcessBurstCapacity,
 		Mode:                r.life.Mode,
-		Activators:          Activators(r.policy, r.ready),
+		Activators:          Activators(*r.policy, r.ready),
 		Activity:            r.life.Activity,
 		Reachable:           r.policy.Reachable,
 		Why:                 r.verdict.Why,
