@@ -109,9 +109,9 @@ type Spec struct {
 type Breaker struct {
 	mu      sync.Mutex
 	cfg     Config
-	targets map[string]*Target
-	heap    targetHeap // members that are not suspended, least loaded first
-	parked  int        // members that are suspended
+	targets map[string]*Target // nil until there is one: most revisions are idle
+	heap    targetHeap         // members that are not suspended, least loaded first
+	parked  int                // members that are suspended
 	queue   waiterList
 	bytes   int64
 	running int
@@ -120,7 +120,7 @@ type Breaker struct {
 
 // New returns a breaker without targets: everything waits until Set.
 func New(cfg Config) *Breaker {
-	return &Breaker{cfg: cfg, targets: make(map[string]*Target)}
+	return &Breaker{cfg: cfg}
 }
 
 // Waiter is one request's place in the queue.
@@ -294,6 +294,9 @@ func (b *Breaker) Set(specs []Spec) {
 		seen[s.ID] = true
 		t := b.targets[s.ID]
 		if t == nil {
+			if b.targets == nil {
+				b.targets = make(map[string]*Target)
+			}
 			t = &Target{ID: s.ID, Value: s.Value, b: b, limit: s.Limit, member: true, index: -1}
 			b.targets[s.ID] = t
 			heap.Push(&b.heap, t)
