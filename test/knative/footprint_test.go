@@ -93,8 +93,7 @@ func idle(t *testing.T, pid int, good float64) (least float64) {
 // Bounds of the footprint.
 const (
 	idleMiB     = 100  // thaw dev with embedded etcd
-	goalMiB     = 20   // what 1,000 idle services are meant to add; not reached yet, so it is told, and
-	thousandMiB = 32   // what they must not add
+	thousandMiB = 19   // what 1,000 idle services may add: less than 20 MB
 	idleShare   = 0.02 // of one processor: what they add
 )
 
@@ -159,11 +158,10 @@ func TestFootprint(t *testing.T) {
 		time.Sleep(time.Second)
 	}
 	t.Logf("with %d idle services: %v, %.2f %% of a processor, %v after the first", n, full, 100*share, time.Since(begin).Round(time.Second))
-	switch more := full.own - empty.own; {
-	case more > thousandMiB*1024:
+	more := full.own - empty.own
+	t.Logf("that is %.1f MiB more", float64(more)/1024)
+	if more > thousandMiB*1024 {
 		t.Errorf("%d idle services add %.1f MiB, more than %d", n, float64(more)/1024, thousandMiB)
-	case more > goalMiB*1024:
-		t.Logf("%d idle services add %.1f MiB; the goal is %d", n, float64(more)/1024, goalMiB)
 	}
 	if share > bare+idleShare {
 		t.Errorf("%d idle services take %.2f %% of a processor, %.2f %% without them", n, 100*share, 100*bare)
