@@ -122,7 +122,7 @@ func (f *Forward) answer(x *hop.Exchange, c *conn, up *upload) error {
 	size := h.ContentLength() // -1 chunked, -2 until close
 	code := h.StatusCode()
 	resetClose(h)
-	uploading := up.running()
+	uploading := up.settle()
 	if uploading {
 		h.SetConnectionClose() // what the client still sends cannot be told from a next request
 	}

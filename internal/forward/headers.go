@@ -1,8 +1,8 @@
 package forward
 
 import (
-	"bytes"
 	"strconv"
+	"strings"
 
 	"github.com/valyala/fasthttp"
 
@@ -25,8 +25,7 @@ func appendHead(dst []byte, x *hop.Exchange, addr string) (head []byte, asked st
 	if conn.Trailers {
 		dst = append(dst, "Te: trailers\r\n"...)
 	}
-	if conn.Upgrade != "" && !bytes.EqualFold([]byte(conn.Upgrade), []byte("h2c")) {
-		asked = conn.Upgrade
+	if asked = withoutH2C(conn.Upgrade); asked != "" {
 		dst = append(append(append(dst, "Connection: Upgrade\r\nUpgrade: "...), asked...), "\r\n"...)
 	}
 	h := &x.Req.Header
@@ -43,6 +42,24 @@ func appendHead(dst []byte, x *hop.Exchange, addr string) (head []byte, asked st
 		dst = append(strconv.AppendInt(append(dst, "Content-Length: "...), x.BodySize, 10), "\r\n"...)
 	}
 	return append(dst, "\r\n"...), asked
+}
+
+// withoutH2C takes h2c out of the list of protocols in an Upgrade field.
+func withoutH2C(list string) string {
+	found := false
+	for p := range strings.SplitSeq(list, ",") {
+		found = found || strings.EqualFold(strings.TrimSpace(p), "h2c")
+	}
+	if !found {
+		return list
+	}
+	var kept []string
+	for p := range strings.SplitSeq(list, ",") {
+		if p = strings.TrimSpace(p); p != "" && !strings.EqualFold(p, "h2c") {
+			kept = append(kept, p)
+		}
+	}
+	return strings.Join(kept, ", ")
 }
 
 // resetClose forgets that the instance's connection will close, which is nobody's business after this, but keeps what other Connection

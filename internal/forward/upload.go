@@ -3,6 +3,7 @@ package forward
 import (
 	"io"
 	"sync/atomic"
+	"time"
 
 	"github.com/thawrun/thaw/internal/chunk"
 	"github.com/thawrun/thaw/internal/hop"
@@ -79,6 +80,22 @@ func (u *upload) stop(x *hop.Exchange, c *conn) {
 		x.Client.Abort()
 	}
 	<-u.done
+}
+
+// settle gives an upload whose last bytes the function has answered already the moment that its goroutine needs to say so: else
+// the answer would cost the client its connection for nothing. It returns whether the body is still on its way.
+func (u *upload) settle() bool {
+	if !u.running() {
+		return false
+	}
+	t := time.NewTimer(time.Millisecond)
+	defer t.Stop()
+	select {
+	case <-u.done:
+		return false
+	case <-t.C:
+		return true
+	}
 }
 
 func (u *upload) running() bool {

@@ -35,7 +35,8 @@ func writeError(r *fasthttp.Response, e *hop.Error) {
 	if e.RetryAfter > 0 {
 		r.Header.Set("Retry-After", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds()))))
 	}
-	if e.Status == 400 || e.Status == 405 || e.Status == 431 || e.Status == 505 {
+	switch e.Status {
+	case 400, 405, 408, 431, 501, 505: // what follows on the connection cannot be trusted to be a request
 		r.SetConnectionClose()
 	}
 	r.SetBodyString(oneLine(e.Message) + "\n")

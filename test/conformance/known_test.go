@@ -7,8 +7,6 @@ var known = []struct {
 	path, name *regexp.Regexp // of the whole names
 	why        string
 }{
-	{all, regexp.MustCompile(`^te-identity-alone$`), "a refusal with 501 leaves the connection open, so the bytes of a body would be read as the next request"},
-	{all, regexp.MustCompile(`^upgrade-h2c-in-list$`), "h2c is stripped only when it is the only protocol asked for, not from a list"},
 	{all, regexp.MustCompile(`^client-leaves-(running-(close|reset|post)|quiet-stream|quiet-stream-close)$`), "a client of HTTP/1 that leaves while its request runs and neither side writes is not noticed"},
 	{regexp.MustCompile(`\+`), regexp.MustCompile(`^h2-client-leaves-running$`), "the same one hop further: the first hop closes its HTTP/1 connection, the second does not notice"},
 }
