@@ -111,13 +111,17 @@ func slimRevision(r, old *api.Revision) *api.Revision {
 // standard library's package unique forgets a string that is not held by its handle, so it cannot serve fields of type string.
 type words map[string]string
 
-// maxWords bounds words; beyond it begins anew, and what is in use stays with its users.
-const maxWords = 4096
+// Bounds of words, a megabyte in all. Beyond maxWords it begins anew, and what is in use stays with its users; longer ones (bytes) are
+// messages that nobody else has.
+const (
+	maxWords = 4096
+	maxWord  = 256
+)
 
 // of returns the copy of s.
 func (w words) of(s string) string {
-	if s == "" {
-		return ""
+	if s == "" || len(s) > maxWord {
+		return s
 	}
 	if known, ok := w[s]; ok {
 		return known

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"reflect"
 	"strconv"
+	"strings"
 	"testing"
 	"unsafe"
 
@@ -69,6 +70,11 @@ func TestWords(t *testing.T) {
 	}
 	for i := range 3 * maxWords {
 		w.of(strconv.Itoa(i))
+	}
+	if long := strings.Repeat("x", maxWord+1); w.of(long) != long {
+		t.Error("a long word is another one")
+	} else if _, kept := w[long]; kept {
+		t.Error("a long word is kept")
 	}
 	if len(w) > maxWords {
 		t.Errorf("%d words are kept", len(w))
