@@ -198,6 +198,7 @@ func runCase(t *testing.T, p *path, c testCase) {
 		p.fn.current.Store(&c.name)
 		if p.held {
 			e.occupy()
+			p.fn.settle(t)
 		}
 		e.seen = p.fn.requests.Load()
 		if p.held {
@@ -274,8 +275,11 @@ type function struct {
 	gates    atomic.Pointer[gate]
 	current  atomic.Pointer[string] // name of the case
 
-	mu    sync.Mutex
-	conns map[net.Conn]struct{}
+	live atomic.Int64 // connections being served
+
+	mu       sync.Mutex
+	conns    map[net.Conn]struct{}
+	occupier net.Conn // on which the slot is taken
 }
 
 type gate struct{ in, out chan struct{} }
@@ -296,7 +300,11 @@ func newFunction(t *testing.T) *function {
 			f.mu.Lock()
 			f.conns[nc] = struct{}{}
 			f.mu.Unlock()
-			go f.serve(nc)
+			f.live.Add(1)
+			go func() {
+				defer f.live.Add(-1)
+				f.serve(nc)
+			}()
 		}
 	}()
 	t.Cleanup(func() {
@@ -310,12 +318,34 @@ func newFunction(t *testing.T) *function {
 	return f
 }
 
-// cut closes all connections to the function.
+// cut closes all connections to the function but the one that has its slot.
 func (f *function) cut() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for nc := range f.conns {
-		nc.Close()
+		if nc != f.occupier {
+			nc.Close()
+		}
+	}
+}
+
+// settle returns when the function has read all that was sent to it before its slot was taken. A hop may give up a request,
+// and its slot, while the bytes that it has sent still wait to be read here: they would be taken for the next case's.
+func (f *function) settle(t *testing.T) {
+	// Connections are accepted in order: when this one is answered, all before it have been.
+	nc, err := net.Dial("tcp", f.addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	nc.SetDeadline(time.Now().Add(limit))
+	io.WriteString(nc, "GET /marker HTTP/1.1\r\n\r\n")
+	if _, err := readHead(bufio.NewReader(nc)); err != nil {
+		t.Fatalf("the function does not answer: %v", err)
+	}
+	f.cut()
+	for end := time.Now().Add(limit); f.live.Load() > 1 && time.Now().Before(end); {
+		time.Sleep(100 * time.Microsecond)
 	}
 }
 
@@ -365,11 +395,21 @@ func (f *function) serve(nc net.Conn) {
 		}
 		c.head = head
 		if strings.HasPrefix(head, "GET /occupy ") {
+			f.mu.Lock()
+			f.occupier = nc
+			f.mu.Unlock()
 			g := f.gates.Load()
 			close(g.in)
 			<-g.out
+			f.mu.Lock()
+			f.occupier = nil
+			f.mu.Unlock()
 			c.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 			continue
+		}
+		if strings.HasPrefix(head, "GET /marker ") {
+			c.send("HTTP/1.1 204 No Content\r\n\r\n")
+			return
 		}
 		if id, isBad := strings.CutPrefix(head, "POST /bad/"); isBad && !strings.HasPrefix(id, *f.current.Load()+" ") {
 			// Of an earlier case, taken back before it was read here. That case has been judged, except for this.
