@@ -28,10 +28,13 @@ import (
 
 // Config has the bounds and what the activator talks to. Zero means the default.
 type Config struct {
-	MaxWaiting    int           // requests held per revision; 10,000
-	MaxBytes      int64         // bytes held per revision; 64 MiB
-	MaxBytesTotal int64         // bytes held in all; 256 MiB
-	MaxWait       time.Duration // how long a request may wait for a slot; 300 s. It is not charged to the function's time-outs.
+	MaxWaiting      int           // requests held per revision; 10,000
+	MaxBytes        int64         // bytes held per revision; 64 MiB
+	MaxWait         time.Duration // how long a request may wait for a slot; 300 s. It is not charged to the function's time-outs.
+	MaxWaitingTotal int           // requests held in all; see DefaultTotals
+	MaxBytesTotal   int64         // bytes held in all; see DefaultTotals
+	// SlowStart is how long an instance that has just become ready is given less than its share while others are warm; 5 s, below 0 = no such time.
+	SlowStart time.Duration
 
 	// Instance returns the way to an instance: its queue-proxy in this process, or a connection to it. Required.
 	Instance func(endpoints.Instance) hop.Handler
@@ -61,8 +64,9 @@ type Activator struct {
 type revision struct {
 	id       api.RevisionID
 	b        *breaker.Breaker
-	limit    int  // containerConcurrency of an instance
 	always   bool // target burst capacity -1: every request is counted here
+	sticky   api.Sticky
+	maxWait  time.Duration
 	hasReady atomic.Bool
 	starting atomic.Bool
 	failure  atomic.Pointer[endpoints.Failure]
@@ -89,8 +93,15 @@ func New(cfg Config) (*Activator, error) {
 	if cfg.MaxBytes <= 0 {
 		cfg.MaxBytes = 64 << 20
 	}
+	waiting, bytes := DefaultTotals(memoryLimit())
+	if cfg.MaxWaitingTotal <= 0 {
+		cfg.MaxWaitingTotal = waiting
+	}
 	if cfg.MaxBytesTotal <= 0 {
-		cfg.MaxBytesTotal = 256 << 20
+		cfg.MaxBytesTotal = bytes
+	}
+	if cfg.SlowStart == 0 {
+		cfg.SlowStart = 5 * time.Second
 	}
 	if cfg.MaxWait <= 0 {
 		cfg.MaxWait = 300 * time.Second
@@ -104,7 +115,7 @@ func New(cfg Config) (*Activator, error) {
 	if cfg.Meter == nil {
 		cfg.Meter = noop.Meter{}
 	}
-	a := &Activator{cfg: cfg, budget: &breaker.Budget{MaxBytes: cfg.MaxBytesTotal}, wake: make(chan struct{}, 1)}
+	a := &Activator{cfg: cfg, budget: &breaker.Budget{MaxWaiting: cfg.MaxWaitingTotal, MaxBytes: cfg.MaxBytesTotal}, wake: make(chan struct{}, 1)}
 	var err error
 	a.m, err = newMetrics(cfg.Meter, a)
 	return a, err
@@ -113,12 +124,22 @@ func New(cfg Config) (*Activator, error) {
 // SetRevision makes a revision known, or takes over a change of its settings.
 func (a *Activator) SetRevision(rev *api.Revision) {
 	tbc, _ := api.ScalingAnnotation(rev.Annotations, "target-burst-capacity")
-	r := &revision{
-		id:     rev.ID(),
-		b:      breaker.New(breaker.Config{MaxWaiting: a.cfg.MaxWaiting, MaxBytes: a.cfg.MaxBytes, Budget: a.budget}),
-		limit:  rev.Concurrency(),
-		always: tbc == "-1",
+	r := &revision{id: rev.ID(), always: tbc == "-1", sticky: rev.Sticky(), maxWait: a.cfg.MaxWait}
+	bounds := breaker.Config{MaxWaiting: a.cfg.MaxWaiting, MaxBytes: a.cfg.MaxBytes, Budget: a.budget, SlowStart: max(0, a.cfg.SlowStart)}
+	requests, bytes, wait := rev.QueueBounds()
+	if requests > 0 {
+		bounds.MaxWaiting = requests
 	}
+	if bytes > 0 {
+		bounds.MaxBytes = bytes
+	}
+	if wait > 0 {
+		r.maxWait = wait
+	}
+	if d, ok := rev.SlowStart(); ok {
+		bounds.SlowStart = d
+	}
+	r.b = breaker.New(bounds)
 	a.revisions.LoadOrStore(r.id, r) // a revision is immutable: the first one stands
 }
 
@@ -147,7 +168,7 @@ func (a *Activator) SetEndpoints(s *endpoints.Snapshot) {
 	for _, in := range s.Instances {
 		switch in.State {
 		case endpoints.Ready:
-			specs = append(specs, breaker.Spec{ID: in.ID, Limit: in.Capacity, Value: &target{in, a.cfg.Instance(in)}})
+			specs = append(specs, breaker.Spec{ID: in.ID, At: in.Addr, Limit: in.Capacity, Value: &target{in, a.cfg.Instance(in)}, Since: in.Start.Ready})
 		case endpoints.Starting:
 			starting = true
 		}
@@ -197,12 +218,25 @@ func (a *Activator) Serve(x *hop.Exchange) error {
 		return &hop.Error{Status: 404, Reason: hop.ReasonNoRevision, Message: fmt.Sprintf("revision %s is not known here", x.Revision)}
 	}
 	r := v.(*revision)
-	t := r.b.Try()
+	if r.sticky == (api.Sticky{}) {
+		return a.serve(r, x, 0)
+	}
+	key, fresh := keyOf(r.sticky, x)
+	err := a.serve(r, x, key)
+	if err == nil && fresh != "" {
+		setCookie(x, fresh)
+	}
+	return err
+}
+
+// serve is Serve for a request with a key to choose its instance by; 0 = none.
+func (a *Activator) serve(r *revision, x *hop.Exchange, key uint64) error {
+	t := r.b.TryKey(key)
 	if t == nil {
-		return a.hold(r, x)
+		return a.hold(r, x, key)
 	}
 	if r.always {
-		return a.counted(r, x, t, nil)
+		return a.counted(r, x, t, key, nil)
 	}
 	err := t.Value.(*target).handler.Serve(x)
 	if err == nil {
@@ -210,16 +244,57 @@ func (a *Activator) Serve(x *hop.Exchange) error {
 		return nil
 	}
 	if retryable(err) {
-		return a.again(r, x, t, nil)
+		return a.again(r, x, t, key, nil, err)
 	}
 	r.b.Release(t)
 	return err
 }
 
+// TryServe passes x on if there is an instance that takes it at once, and says so. False: nothing was done with x, which has to wait for its turn
+// wherever its revision's queue is. For those that know the instances and hold no requests: revisions that are always counted are not
+// served in this way.
+func (a *Activator) TryServe(x *hop.Exchange) (bool, error) {
+	v, ok := a.revisions.Load(x.Revision)
+	if !ok {
+		return false, nil
+	}
+	r := v.(*revision)
+	if r.always {
+		return false, nil
+	}
+	var key uint64
+	fresh := ""
+	if r.sticky != (api.Sticky{}) {
+		key, fresh = keyOf(r.sticky, x)
+	}
+	t := r.b.TryKey(key)
+	if t == nil {
+		return false, nil
+	}
+	err := t.Value.(*target).handler.Serve(x)
+	switch {
+	case err == nil:
+		x.OnFinish(t)
+		if fresh != "" {
+			setCookie(x, fresh)
+		}
+		return true, nil
+	case retryable(err):
+		if r.b.Refused(t, time.Now(), errors.Is(err, hop.ErrBusy)) {
+			a.m.ejected(r.id)
+			a.cfg.Log.Warn("instance ejected: it does not accept requests", "revision", r.id, "instance", t.ID, "error", err)
+		}
+		a.nudge() // somebody has to look when it may come back
+		return false, nil
+	}
+	r.b.Release(t)
+	return true, err
+}
+
 func retryable(err error) bool { return errors.Is(err, hop.ErrNotSent) || errors.Is(err, hop.ErrBusy) }
 
 // hold is the way of a request that finds no free slot.
-func (a *Activator) hold(r *revision, x *hop.Exchange) error {
+func (a *Activator) hold(r *revision, x *hop.Exchange, key uint64) error {
 	if f := r.failure.Load(); f != nil && !f.Until.IsZero() && !r.hasReady.Load() && !r.starting.Load() {
 		if now := time.Now(); hopeless(f, now) {
 			return cannotStart(f, now)
@@ -228,7 +303,7 @@ func (a *Activator) hold(r *revision, x *hop.Exchange) error {
 	if a.draining.Load() {
 		return &hop.Error{Status: 503, Reason: hop.ReasonDraining, Message: "this activator is going away", RetryAfter: time.Second}
 	}
-	w := breaker.NewWaiter(x.Client, held(x), time.Now())
+	w := newWaiter(x, key)
 	if err := r.b.Enqueue(w); err != nil {
 		return a.refused(r, err)
 	}
@@ -238,22 +313,33 @@ func (a *Activator) hold(r *revision, x *hop.Exchange) error {
 		r.end()
 		return err
 	}
-	return a.counted(r, x, t, w)
+	return a.counted(r, x, t, key, w)
+}
+
+func newWaiter(x *hop.Exchange, key uint64) *breaker.Waiter {
+	w := breaker.NewWaiter(x.Client, held(x), time.Now())
+	w.Key = key
+	return w
 }
 
 // wait tells the autoscaler and waits for w's turn.
 func (a *Activator) wait(r *revision, x *hop.Exchange, w *breaker.Waiter) (*breaker.Target, error) {
 	a.announce(r, x.Arrived)
-	select {
-	case a.wake <- struct{}{}:
-	default:
-	}
+	a.nudge()
 	t, err := r.b.Wait(w, 0)
-	x.Queued = time.Since(w.Since)
+	x.QueuedAt, x.Queued = w.Since, time.Since(w.Since)
 	if err != nil {
 		return nil, a.refused(r, err)
 	}
 	return t, nil
+}
+
+// nudge lets Run look through the queues.
+func (a *Activator) nudge() {
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
 }
 
 func (a *Activator) announce(r *revision, at time.Time) {
@@ -262,7 +348,7 @@ func (a *Activator) announce(r *revision, at time.Time) {
 }
 
 // counted passes on a request that this activator counts until it is answered. w is nil when it has not waited and the counting has not begun.
-func (a *Activator) counted(r *revision, x *hop.Exchange, t *breaker.Target, w *breaker.Waiter) error {
+func (a *Activator) counted(r *revision, x *hop.Exchange, t *breaker.Target, key uint64, w *breaker.Waiter) error {
 	if w == nil {
 		r.begin()
 	}
@@ -278,23 +364,29 @@ func (a *Activator) counted(r *revision, x *hop.Exchange, t *breaker.Target, w *
 		x.OnFinish(r)
 		return nil
 	case retryable(err):
-		return a.again(r, x, t, w)
+		return a.again(r, x, t, key, w, err)
 	}
 	r.b.Release(t)
 	r.end()
 	return err
 }
 
-// again puts a request whose bytes did not reach t back to the head of the queue.
-func (a *Activator) again(r *revision, x *hop.Exchange, t *breaker.Target, w *breaker.Waiter) error {
+// again puts a request whose bytes did not reach t back to the head of the queue, for another instance; why says that t was full, or could not
+// be reached.
+func (a *Activator) again(r *revision, x *hop.Exchange, t *breaker.Target, key uint64, w *breaker.Waiter, why error) error {
 	if w == nil {
-		w = breaker.NewWaiter(x.Client, held(x), time.Now())
+		w = newWaiter(x, key)
 		if !x.Proxied {
 			r.begin()
 		}
 	}
 	a.m.again.Add(context.Background(), 1)
-	if err := r.b.Requeue(w, t, time.Now()); err != nil {
+	ejected, err := r.b.Requeue(w, t, time.Now(), errors.Is(why, hop.ErrBusy))
+	if ejected {
+		a.m.ejected(r.id)
+		a.cfg.Log.Warn("instance ejected: it does not accept requests", "revision", r.id, "instance", t.ID, "error", why)
+	}
+	if err != nil {
 		r.end()
 		return a.refused(r, err)
 	}
@@ -303,7 +395,7 @@ func (a *Activator) again(r *revision, x *hop.Exchange, t *breaker.Target, w *br
 		r.end()
 		return err
 	}
-	return a.counted(r, x, next, w)
+	return a.counted(r, x, next, key, w)
 }
 
 // note completes what is known of a request that waited.
@@ -320,10 +412,12 @@ func (a *Activator) note(x *hop.Exchange, in endpoints.Instance) {
 func (a *Activator) refused(r *revision, err error) error {
 	var e *hop.Error
 	switch {
+	case errors.Is(err, breaker.ErrFullTotal):
+		e = &hop.Error{Status: 503, Reason: hop.ReasonQueueFull, Message: "the queues of all revisions together are full", RetryAfter: time.Second}
 	case errors.Is(err, breaker.ErrFull):
 		e = &hop.Error{Status: 503, Reason: hop.ReasonQueueFull, Message: fmt.Sprintf("queue of %s is full", r.id), RetryAfter: time.Second}
 	case errors.Is(err, breaker.ErrTimeout):
-		e = &hop.Error{Status: 504, Reason: hop.ReasonWaited, Message: fmt.Sprintf("no free slot of %s within %v%s", r.id, a.cfg.MaxWait, r.why())}
+		e = &hop.Error{Status: 504, Reason: hop.ReasonWaited, Message: fmt.Sprintf("no free slot of %s within %v%s", r.id, r.maxWait, r.why()), RetryAfter: time.Second}
 	case errors.Is(err, breaker.ErrGone):
 		e = &hop.Error{Status: 499, Reason: hop.ReasonClientGone, Message: "client left while waiting"}
 	case errors.As(err, &e):
@@ -363,7 +457,7 @@ func (a *Activator) Run(ctx context.Context) error {
 			case now := <-tick.C:
 				busy = false
 				a.revisions.Range(func(_, v any) bool {
-					if v.(*revision).b.Sweep(now, a.cfg.MaxWait) {
+					if r := v.(*revision); r.b.Sweep(now, r.maxWait) {
 						busy = true
 					}
 					return true

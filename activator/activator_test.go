@@ -235,8 +235,9 @@ func TestEndsOfWaiting(t *testing.T) {
 				if d := time.Since(begin); c.status == 499 && d > 100*time.Millisecond {
 					t.Errorf("noticed after %v", d)
 				}
-				if waiting, running := w.Load(id); waiting+running != 0 || w.budget.Bytes() != 0 {
-					t.Errorf("left behind: %d waiting, %d running, %d bytes", waiting, running, w.budget.Bytes())
+				waiting, running := w.Load(id)
+				if n, bytes := w.budget.Held(); waiting+running+n != 0 || bytes != 0 {
+					t.Errorf("left behind: %d waiting, %d running, %d and %d bytes in the budget", waiting, running, n, bytes)
 				}
 				cancel()
 				synctest.Wait()
@@ -438,5 +439,20 @@ func TestOldSnapshot(t *testing.T) {
 	w.SetEndpoints(&endpoints.Snapshot{Revision: id, Sequence: 0})
 	if err := w.Serve(exchange()); err != nil {
 		t.Error(err)
+	}
+}
+
+// An agent that is started again may have another address: its instances, which have lived on, are asked there.
+func TestMovedInstance(t *testing.T) {
+	w := newWorld(t, Config{}, 1, nil)
+	var asked string
+	w.serve = func(in endpoints.Instance, _ *hop.Exchange) error { asked = in.Addr; return nil }
+	for i, at := range []string{"10.0.0.1:1", "10.0.0.1:2"} {
+		w.SetEndpoints(&endpoints.Snapshot{Revision: id, Sequence: uint64(i + 1), Instances: []endpoints.Instance{{ID: "a", Addr: at, Revision: id, State: endpoints.Ready, Capacity: 1}}})
+		x := exchange()
+		if err := w.Serve(x); err != nil || asked != at {
+			t.Errorf("asked at %s, not %s (%v)", asked, at, err)
+		}
+		x.Finish()
 	}
 }

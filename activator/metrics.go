@@ -7,6 +7,7 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 
+	"github.com/thawrun/thaw/api"
 	"github.com/thawrun/thaw/internal/hop"
 )
 
@@ -16,6 +17,7 @@ type metrics struct {
 	platform   metric.Float64Histogram
 	refusals   metric.Int64Counter
 	again      metric.Int64Counter
+	ejections  metric.Int64Counter
 }
 
 func newMetrics(m metric.Meter, a *Activator) (x metrics, err error) {
@@ -32,18 +34,34 @@ func newMetrics(m metric.Meter, a *Activator) (x metrics, err error) {
 	if x.again, err = m.Int64Counter("thaw.activator.redispatches", metric.WithUnit("{request}"), metric.WithDescription("Requests that went to another instance because no byte reached the first.")); err != nil {
 		return
 	}
+	if x.ejections, err = m.Int64Counter("thaw.activator.ejections", metric.WithUnit("{ejection}"), metric.WithDescription("Instances taken out because they refused requests again and again.")); err != nil {
+		return
+	}
+	if _, err = m.Int64ObservableGauge("thaw.revision.instances.ejected", metric.WithUnit("{instance}"), metric.WithDescription("Instances that get no requests because they refused them."),
+		metric.WithInt64Callback(a.observe(func(r *revision) int { return r.b.Ejected() }))); err != nil {
+		return
+	}
 	_, err = m.Int64ObservableGauge("thaw.revision.queue.depth", metric.WithUnit("{request}"), metric.WithDescription("Requests held for want of a free slot."),
-		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
-			a.revisions.Range(func(_, v any) bool {
-				r := v.(*revision)
-				if n, _ := r.b.Load(); n > 0 {
-					o.Observe(int64(n), metric.WithAttributes(attribute.String("revision", string(r.id))))
-				}
-				return true
-			})
-			return nil
-		}))
+		metric.WithInt64Callback(a.observe(func(r *revision) int { n, _ := r.b.Load(); return n })))
 	return
+}
+
+// observe reports a number of each revision where it is not 0.
+func (a *Activator) observe(number func(*revision) int) metric.Int64Callback {
+	return func(_ context.Context, o metric.Int64Observer) error {
+		a.revisions.Range(func(_, v any) bool {
+			r := v.(*revision)
+			if n := number(r); n > 0 {
+				o.Observe(int64(n), metric.WithAttributes(attribute.String("revision", string(r.id))))
+			}
+			return true
+		})
+		return nil
+	}
+}
+
+func (m *metrics) ejected(id api.RevisionID) {
+	m.ejections.Add(context.Background(), 1, metric.WithAttributes(attribute.String("revision", string(id))))
 }
 
 func (m *metrics) cold(x *hop.Exchange) {

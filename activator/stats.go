@@ -62,7 +62,7 @@ func (a *Activator) Report(now time.Time) []endpoints.Stat {
 			period = 1
 		}
 		l.seen = l.now > 0 || l.begun > 0
-		out = append(out, endpoints.Stat{Revision: r.id, Source: a.cfg.Name, Time: now, Concurrency: l.area / period, Requests: float64(l.begun)})
+		out = append(out, endpoints.Stat{Revision: r.id, Source: a.cfg.Name, Activator: true, Time: now, Concurrency: l.area / period, Requests: float64(l.begun)})
 		l.area, l.begun, l.reported = 0, 0, now
 		return true
 	})

@@ -108,7 +108,7 @@ func TestSummarise(t *testing.T) {
 }
 
 func TestReadyDependentsPerKind(t *testing.T) {
-	want := map[*Kind]int{Services: 2, Configurations: 0, Revisions: 2, Routes: 3, DomainMappings: 4}
+	want := map[*Kind]int{Services: 2, Configurations: 0, Revisions: 2, Routes: 3, DomainMappings: 4, Subnets: 3, Gateways: 2, ElasticIPs: 1}
 	for _, k := range Kinds {
 		if got := ReadyDependents(k); len(got) != want[k] {
 			t.Errorf("%s: %v", k.Kind, got)

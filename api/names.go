@@ -12,6 +12,9 @@ const (
 	NetworkingGroup  = "networking.knative.dev"
 	InstanceGroup    = "instance.thaw.run"
 	ThawGroup        = "thaw.run"
+	RouteGroup       = "route." + ThawGroup
+	QueueGroup       = "queue." + ThawGroup
+	NetGroup         = "net." + ThawGroup
 )
 
 // Labels. The first four are set by the platform and say what an object belongs to.
@@ -51,12 +54,37 @@ const (
 	AnnotationRoutingStateModified = ServingGroup + "/routingStateModified" // RFC 3339
 	AnnotationFullDuplex           = "features.knative.dev/http-full-duplex"
 	AnnotationLastApplied          = "kubectl.kubernetes.io/last-applied-configuration"
+	AnnotationPlanner              = "autoscaling." + ThawGroup + "/planner"      // "kpa" or "predictive": who decides what is kept and started ahead
 	AnnotationEventDriven          = "autoscaling." + ThawGroup + "/event-driven" // "true" or "false": size the first decision from the queue
 	AnnotationSocket               = InstanceGroup + "/socket"                    // "fd3": the function gets its listening socket on descriptor 3
+	AnnotationReady                = InstanceGroup + "/ready"                     // "fd4": the function writes a byte to descriptor 4 when it is ready
+	AnnotationNetwork              = InstanceGroup + "/network"                   // "host": a sandbox shares the machine's network
+	AnnotationFrozenFor            = InstanceGroup + "/frozen-for"                // a duration that an idle instance is kept frozen; "0s": it is not
+	AnnotationFrozenMax            = InstanceGroup + "/frozen-max"                // how many instances of the revision are, at most
+
+	// Of a template or a revision.
+	AnnotationSticky           = RouteGroup + "/sticky"       // "cookie" or "header:NAME"
+	AnnotationSlowStart        = RouteGroup + "/slow-start"   // a duration
+	AnnotationQueueMaxRequests = QueueGroup + "/max-requests" // held requests
+	AnnotationQueueMaxBytes    = QueueGroup + "/max-bytes"    // a quantity
+	AnnotationQueueMaxWait     = QueueGroup + "/max-wait"     // a duration
+	AnnotationSubnet           = NetGroup + "/subnet"         // "VPC/SUBNET": the function's private network
+	AnnotationEgress           = NetGroup + "/egress"         // "none", "shared" or "fixed"
+
+	// Of a Service, a Route or a DomainMapping; durations. The shorter of these and the revision's own counts.
+	AnnotationTimeout              = RouteGroup + "/timeout"
+	AnnotationResponseStartTimeout = RouteGroup + "/response-start-timeout"
+	AnnotationIdleTimeout          = RouteGroup + "/idle-timeout"
 )
 
 // SocketFD3 is the only value of AnnotationSocket.
 const SocketFD3 = "fd3"
+
+// ReadyFD4 and NetworkHost are the only values of AnnotationReady and AnnotationNetwork.
+const (
+	ReadyFD4    = "fd4"
+	NetworkHost = "host"
+)
 
 // Suffixes of the annotations under autoscaling.knative.dev/, in kebab case; ScalingAnnotation reads both spellings.
 const (
@@ -113,6 +141,9 @@ func ScalingAnnotation(ann map[string]string, suffix string) (string, bool) {
 
 // findScaling is ScalingAnnotation with the key as it was written, for error messages.
 func findScaling(ann map[string]string, suffix string) (key, value string, ok bool) {
+	if len(ann) == 0 {
+		return "", "", false // keys are not put together for nothing
+	}
 	for _, s := range scalingSpellings[suffix] {
 		if v, ok := ann[AutoscalingGroup+"/"+s]; ok {
 			return AutoscalingGroup + "/" + s, v, true
@@ -134,6 +165,13 @@ const (
 	ConditionCertificateProvisioned = "CertificateProvisioned"
 	ConditionDomainClaimed          = "DomainClaimed"     // DomainMapping
 	ConditionReferenceResolved      = "ReferenceResolved" // DomainMapping
+	ConditionNetworkReady           = "NetworkReady"      // Revision with a subnet
+	ConditionKeyAllocated           = "KeyAllocated"      // Subnet
+	ConditionVPCReady               = "VPCReady"          // Subnet
+	ConditionHAVIPsAllocated        = "HAVIPsAllocated"   // Subnet
+	ConditionSubnetReady            = "SubnetReady"       // Gateway, ElasticIP
+	ConditionMembersActive          = "MembersActive"     // Gateway
+	ConditionBound                  = "Bound"             // ElasticIP; severity Info: not counted in Ready
 	ConditionFieldsHonoured         = "FieldsHonoured"    // severity Warning: fields of the spec are accepted but have no effect yet
 )
 
@@ -162,10 +200,21 @@ const (
 	ReasonNotReconciled            = "NotReconciled"
 	ReasonTLSNotEnabled            = "TLSNotEnabled"
 	ReasonUnsupportedFields        = "UnsupportedFields"
+	ReasonVPCMissing               = "VPCMissing"
+	ReasonSubnetMissing            = "SubnetMissing"
+	ReasonSubnetNotReady           = "SubnetNotReady"
+	ReasonGatewayNotReady          = "GatewayNotReady"
+	ReasonElasticIPMissing         = "ElasticIPMissing"
+	ReasonOverlap                  = "Overlap"   // with an older object
+	ReasonExhausted                = "Exhausted" // no free key or address
+	ReasonNoNetwork                = "NoNetwork" // this installation cannot make gateways
+	ReasonCreatingGateway          = "CreatingGateway"
+	ReasonGatewayFailed            = "GatewayFailed"
+	ReasonNotBound                 = "NotBound"
 )
 
-// ReadyDependents returns the condition types that a kind's Ready is made of, as Knative counts them. For each that is
-// absent, Ready is Unknown.
+// ReadyDependents returns the condition types that a kind's Ready is made of, as Knative counts them; a revision with a subnet
+// has ConditionNetworkReady besides. For each that is absent, Ready is Unknown.
 func ReadyDependents(k *Kind) []string {
 	switch k {
 	case Services:
@@ -176,8 +225,14 @@ func ReadyDependents(k *Kind) []string {
 		return []string{ConditionAllTrafficAssigned, ConditionCertificateProvisioned, ConditionIngressReady}
 	case DomainMappings:
 		return []string{ConditionCertificateProvisioned, ConditionDomainClaimed, ConditionIngressReady, ConditionReferenceResolved}
+	case Subnets:
+		return []string{ConditionHAVIPsAllocated, ConditionKeyAllocated, ConditionVPCReady}
+	case Gateways:
+		return []string{ConditionMembersActive, ConditionSubnetReady}
+	case ElasticIPs:
+		return []string{ConditionSubnetReady}
 	}
-	return nil // a configuration's Ready stands alone
+	return nil // a configuration's and a VPC's Ready stand alone
 }
 
 // GenerateName names the revision of a configuration's generation when the template gives no name: hello-00001. A

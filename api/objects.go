@@ -20,6 +20,14 @@ func StatusOf(o Object) *Status {
 		return &v.Status.Status
 	case *DomainMapping:
 		return &v.Status.Status
+	case *VPC:
+		return &v.Status.Status
+	case *Subnet:
+		return &v.Status.Status
+	case *Gateway:
+		return &v.Status.Status
+	case *ElasticIP:
+		return &v.Status.Status
 	}
 	return nil
 }
@@ -37,6 +45,14 @@ func KindOf(o Object) *Kind {
 		return Routes
 	case *DomainMapping:
 		return DomainMappings
+	case *VPC:
+		return VPCs
+	case *Subnet:
+		return Subnets
+	case *Gateway:
+		return Gateways
+	case *ElasticIP:
+		return ElasticIPs
 	}
 	return nil
 }
@@ -53,6 +69,14 @@ func specOf(o Object) any {
 	case *Route:
 		return &v.Spec
 	case *DomainMapping:
+		return &v.Spec
+	case *VPC:
+		return &v.Spec
+	case *Subnet:
+		return &v.Spec
+	case *Gateway:
+		return &v.Spec
+	case *ElasticIP:
 		return &v.Spec
 	}
 	return nil

@@ -55,6 +55,17 @@ func Validate(o, old Object, l Limits) Errors {
 		v.route(root, o)
 	case *DomainMapping:
 		v.domainMapping(root, o)
+	case *VPC:
+		v.vpc(root, o)
+	case *Subnet:
+		old, _ := old.(*Subnet)
+		v.subnet(root, o, old)
+	case *Gateway:
+		old, _ := old.(*Gateway)
+		v.gateway(root, o, old)
+	case *ElasticIP:
+		old, _ := old.(*ElasticIP)
+		v.elasticIP(root, o, old)
 	}
 	return errs.tidy()
 }
@@ -162,7 +173,7 @@ func (v validator) metadata(r report, m *ObjectMeta, scaling bool) {
 	for key := range m.Annotations {
 		if strings.HasPrefix(key, AutoscalingGroup+"/") {
 			r.at("annotations").invalidKey(key, `autoscaling annotations must be put under "spec.template.metadata.annotations" to work`)
-		} else if _, ok := ownAnnotations[key]; ok {
+		} else if a, ok := ownAnnotations[key]; ok && !a.route {
 			r.at("annotations").invalidKey(key, `the annotation must be put under "spec.template.metadata.annotations" to work`)
 		}
 	}
@@ -187,9 +198,11 @@ func (v validator) labelsAndAnnotations(r report, m *ObjectMeta) {
 		if wrong := checkKey(strings.ToLower(key)); wrong != nil {
 			r.at("annotations").invalidKey(key, strings.Join(wrong, "; "))
 		}
-		if values, ok := ownAnnotations[key]; ok && !slices.Contains(values, value) {
-			r.at("annotations").at(key).unsupported(value, "expected "+strings.Join(values, " or "))
-		} else if !ok && own(key) {
+		if a, ok := ownAnnotations[key]; ok {
+			if expected := a.check(value, v.limits); expected != "" {
+				r.at("annotations").at(key).unsupported(value, "expected "+expected)
+			}
+		} else if own(key) {
 			r.at("annotations").invalidKey(key, "there is no such annotation")
 		}
 	}
@@ -258,6 +271,17 @@ func (v validator) revisionName(r report, name string, parent *ObjectMeta) {
 // templateAnnotations checks the annotations that tell how a revision is run.
 func (v validator) templateAnnotations(r report, ann map[string]string) {
 	v.scaling(r, ann)
+	for key := range ann {
+		if a, ok := ownAnnotations[key]; ok && a.route {
+			r.invalidKey(key, "the annotation belongs to a Service, a Route or a DomainMapping itself")
+		}
+	}
+	if ann[AnnotationEgress] == EgressFixed && ann[AnnotationSubnet] == "" {
+		r.at(AnnotationEgress).invalidWhy(EgressFixed, "the address belongs to a subnet, which the annotation "+AnnotationSubnet+" must name")
+	}
+	if ann[AnnotationSubnet] != "" && ann[AnnotationNetwork] == NetworkHost {
+		r.at(AnnotationSubnet).invalidWhy(ann[AnnotationSubnet], "a function with the annotation "+AnnotationNetwork+" shares the machine's network and can join no subnet")
+	}
 	if value := ann[AnnotationProgressDeadline]; value != "" {
 		if d, err := time.ParseDuration(value); err == nil && d == 0 {
 			r.at(AnnotationProgressDeadline).generic(fmt.Sprintf("progress-deadline=%s must be positive", value))
@@ -265,18 +289,6 @@ func (v validator) templateAnnotations(r report, ann map[string]string) {
 			v.seconds(r, ann, AnnotationProgressDeadline, "progress-deadline")
 		}
 	}
-}
-
-// ownAnnotations are our own annotations of a template or a revision, with their values.
-var ownAnnotations = map[string][]string{
-	AnnotationEventDriven: {"true", "false"},
-	AnnotationSocket:      {SocketFD3},
-}
-
-// own says that a key belongs to our own groups: there a name that nobody knows is a mistake, and more useful refused.
-func own(key string) bool {
-	group, _, ok := strings.Cut(key, "/")
-	return ok && (group == ThawGroup || strings.HasSuffix(group, "."+ThawGroup))
 }
 
 // nameChange refuses a template that changed while its given name did not: a revision never changes.

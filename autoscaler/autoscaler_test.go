@@ -572,7 +572,7 @@ func TestProxiedCountsOnce(t *testing.T) {
 			w.until(seconds(float64(s)))
 			now := time.Now()
 			w.a.Report([]endpoints.Stat{
-				{Revision: w.rev.ID(), Source: "activator", Time: now, Concurrency: 6},
+				{Revision: w.rev.ID(), Source: "activator", Activator: true, Time: now, Concurrency: 6},
 				{Revision: w.rev.ID(), Source: "0", Time: now, Concurrency: 7, ProxiedConcurrency: 6},
 			})
 		}
@@ -624,11 +624,11 @@ func TestIdleCostsNothing(t *testing.T) {
 		w.load = 0
 		w.until(seconds(300))
 		w.stop() // what follows belongs to the loop
-		if n := len(w.a.schedule); n != 0 {
+		if n := w.a.wheel.count; n != 0 {
 			t.Errorf("%d revisions are scheduled", n)
 		}
 		for id, r := range w.a.revisions {
-			if r.stable != nil || r.panic != nil || r.asked != nil || r.sources != nil {
+			if r.active != nil {
 				t.Errorf("%s holds windows", id)
 			}
 		}
@@ -651,7 +651,7 @@ func BenchmarkIdle(b *testing.B) {
 			a.SetRevision(&r)
 		}
 		a.drain()
-		if len(a.schedule) != 0 {
+		if a.wheel.count != 0 {
 			b.Fatal("idle revisions are scheduled")
 		}
 		runtime.GC()

@@ -11,6 +11,15 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel/metric"
+
+	"github.com/thawrun/thaw/api"
+	"github.com/thawrun/thaw/autoscaler/planner"
+)
+
+// Who decides: values of the key planner and of AnnotationPlanner.
+const (
+	PlannerKPA        = "kpa"        // Knative's rules
+	PlannerPredictive = "predictive" // the planner
 )
 
 // Limits of keys and annotations, as Knative has them.
@@ -23,6 +32,7 @@ const (
 	panicThresholdMin  = 110.0
 	panicThresholdMax  = 1000.0
 	defaultUtilization = 0.7
+	startRateMin       = 0.01
 	maxInt32           = math.MaxInt32
 )
 
@@ -61,6 +71,20 @@ type Config struct {
 	// and acted on at once. False is Knative's way: a demand at zero asks for one instance, the rest comes with the tick.
 	EventDriven bool
 
+	// Predictive (key planner: kpa or predictive, annotation autoscaling.thaw.run/planner) is who decides about revisions that do not say.
+	Predictive bool
+
+	// PlannerValue (key planner-value) is how many idle seconds of an instance one avoided cold start is worth to the planner.
+	PlannerValue float64
+
+	// ServeDelay (key serve-delay) is how long the excess burst capacity must have been there, without a break, before a revision with a
+	// target burst capacity above 0 changes from proxy to serve mode. The way back takes no time. 0 is Knative's way: the mode follows the
+	// sign of each decision.
+	ServeDelay time.Duration
+
+	StartRate  float64 // start-rate: instances a second that one revision may start, once StartBurst is used up; 0 = no limit
+	StartBurst float64 // start-burst: instances that one revision may start at once, at least 1
+
 	// SilenceIsZero (key silence-is-zero) takes missing reports for no load at target-burst-capacity -1, as Knative does: there the
 	// instances are not asked then. Here they report at every setting, so that silence never means that there is nothing.
 	SilenceIsZero bool
@@ -68,8 +92,21 @@ type Config struct {
 	Tick         time.Duration // distance of two decisions about a revision with instances or load; 2 s
 	AdoptionWait time.Duration // how long min-scale of a known revision waits for instances to be found after a start; 2 s
 
+	Keep *Keep // of what the planner learns; nil = it is lost with the process
+
 	Logger *slog.Logger // nil = no log
 	Meter  metric.Meter // nil = no metrics
+}
+
+// Keep is how what the planner has learnt outlives the process. What cannot be read is reported in the log and learnt again.
+type Keep struct {
+	Learnt []byte // what Save was given last; more can be given by Remember
+
+	// Part says to which part a revision belongs: parts are saved one by one. nil = all belong to part 0.
+	Part func(api.RevisionID) int
+	// Save is given what was learnt of a part. It is called on the loop, each minute in which something was learnt about the part, and
+	// at the end of Run.
+	Save func(part int, learnt []byte)
 }
 
 // DefaultConfig is Knative's, except that an initial scale of zero is allowed.
@@ -92,6 +129,10 @@ func DefaultConfig() Config {
 		AllowZeroInitialScale:              true,
 		ProgressDeadline:                   600 * time.Second,
 		EventDriven:                        true,
+		PlannerValue:                       planner.DefaultValue,
+		ServeDelay:                         6 * time.Second,
+		StartRate:                          100,
+		StartBurst:                         1000,
 		Tick:                               delaySlot,
 		AdoptionWait:                       2 * time.Second,
 	}
@@ -142,6 +183,11 @@ func keys() []key {
 		intKey("max-scale-limit", func(c *Config) *int { return &c.MaxScaleLimit }),
 		durationKey("progress-deadline", func(c *Config) *time.Duration { return &c.ProgressDeadline }),
 		boolKey("event-driven", func(c *Config) *bool { return &c.EventDriven }),
+		{"planner", setPlanner},
+		floatKey("planner-value", func(c *Config) *float64 { return &c.PlannerValue }),
+		durationKey("serve-delay", func(c *Config) *time.Duration { return &c.ServeDelay }),
+		floatKey("start-rate", func(c *Config) *float64 { return &c.StartRate }),
+		floatKey("start-burst", func(c *Config) *float64 { return &c.StartBurst }),
 		boolKey("silence-is-zero", func(c *Config) *bool { return &c.SilenceIsZero }),
 		{"pod-autoscaler-class", setClass},
 	}
@@ -155,6 +201,14 @@ func setFraction(c *Config, v string) error {
 	}
 	c.ContainerConcurrencyTargetFraction = f
 	return err
+}
+
+func setPlanner(c *Config, v string) error {
+	if v != PlannerKPA && v != PlannerPredictive {
+		return fmt.Errorf("must be %s or %s", PlannerKPA, PlannerPredictive)
+	}
+	c.Predictive = v == PlannerPredictive
+	return nil
 }
 
 func setClass(_ *Config, v string) error {
@@ -237,6 +291,10 @@ func (c Config) Validate() error {
 	check(c.MaxScaleLimit >= 0, "max-scale-limit", c.MaxScaleLimit, "at least 0")
 	check(c.MaxScale >= 0 && (c.MaxScaleLimit <= 0 || c.MaxScale >= 1 && c.MaxScale <= c.MaxScaleLimit),
 		"max-scale", c.MaxScale, "at least 0, and in [1, max-scale-limit] when that is set")
+	check(c.PlannerValue > 0 && c.PlannerValue <= planner.MaxValue, "planner-value", c.PlannerValue, fmt.Sprintf("in (0, %v]", float64(planner.MaxValue)))
+	check(c.ServeDelay >= 0 && c.ServeDelay <= windowMax, "serve-delay", c.ServeDelay, fmt.Sprintf("in [0s, %v]", windowMax))
+	check(c.StartRate == 0 || c.StartRate >= startRateMin, "start-rate", c.StartRate, fmt.Sprintf("at least %v, or 0 for no limit", startRateMin))
+	check(c.StartBurst >= 1, "start-burst", c.StartBurst, "at least 1")
 	check(c.ProgressDeadline > 0, "progress-deadline", c.ProgressDeadline, "more than 0s")
 	check(c.Tick > 0, "Tick", c.Tick, "more than 0s")
 	check(c.AdoptionWait >= 0, "AdoptionWait", c.AdoptionWait, "at least 0s")

@@ -45,6 +45,11 @@ func TestParseConfig(t *testing.T) {
 		"progress-deadline":                       "120s",
 		"event-driven":                            "false",
 		"silence-is-zero":                         "true",
+		"planner":                                 "predictive",
+		"planner-value":                           "99",
+		"serve-delay":                             "2500ms",
+		"start-rate":                              "7.5",
+		"start-burst":                             "30",
 		"pod-autoscaler-class":                    "kpa.autoscaling.knative.dev",
 	})
 	if err != nil {
@@ -56,7 +61,7 @@ func TestParseConfig(t *testing.T) {
 		MaxScaleUpRate: 10, MaxScaleDownRate: 1.5, ScaleToZeroGracePeriod: 6 * time.Second,
 		ScaleToZeroPodRetentionPeriod: 63 * time.Second, ScaleDownDelay: 15 * time.Minute, ActivatorCapacity: 42,
 		InitialScale: 2, MinScale: 1, MaxScale: 7, MaxScaleLimit: 9, ProgressDeadline: 2 * time.Minute,
-		SilenceIsZero: true, Tick: 2 * time.Second, AdoptionWait: 2 * time.Second,
+		Predictive: true, PlannerValue: 99, ServeDelay: 2500 * time.Millisecond, StartRate: 7.5, StartBurst: 30, SilenceIsZero: true, Tick: 2 * time.Second, AdoptionWait: 2 * time.Second,
 	}
 	if diff := cmp.Diff(want, c); diff != "" {
 		t.Error(diff)
@@ -106,6 +111,14 @@ func TestParseConfigErrors(t *testing.T) {
 		{"max-scale=3000000000", "max-scale"},
 		{"enable-scale-to-zero=maybe", "enable-scale-to-zero"},
 		{"pod-autoscaler-class=hpa.autoscaling.knative.dev", "not supported"},
+		{"planner=oracle", `planner = "oracle"`},
+		{"planner-value=0", "planner-value = 0: must be in (0, 1e+06]"},
+		{"planner-value=NaN", "planner-value"},
+		{"serve-delay=-1s", "serve-delay = -1s: must be in [0s, 1h0m0s]"},
+		{"serve-delay=61m", "serve-delay"},
+		{"start-rate=-1", "start-rate = -1: must be at least 0.01, or 0"},
+		{"start-rate=0.001", "start-rate"},
+		{"start-burst=0", "start-burst = 0: must be at least 1"},
 		{"stable-windows=60s", `unknown key "stable-windows"`},
 	} {
 		data := map[string]string{}

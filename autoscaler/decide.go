@@ -49,17 +49,17 @@ func Decide(now time.Time, p Policy, l Load, m Memory) (Decision, Memory) {
 		return Decision{PanicMode: m.Panicking(), Why: WhyNoData}, m
 	}
 	ready := math.Max(1, float64(l.Ready)) // zero instances grow as one would
-	lim := limitsOf(p, ready)
-	stable := lim.want(p, l.Stable)
-	panicked := lim.want(p, l.Panic)
+	lim := limitsOf(&p, ready)
+	stable := lim.want(&p, l.Stable)
+	panicked := lim.want(&p, l.Panic)
 
-	m = m.panic(now, p, panicked.unlimited/ready)
+	m = m.panic(now, &p, panicked.unlimited/ready)
 	desired, why, m := m.choose(stable, panicked)
-	desired, why = m.delay(now, p, desired, why)
+	desired, why = m.delay(now, &p, desired, why)
 	return Decision{
 		Valid:               true,
 		Desired:             desired,
-		ExcessBurstCapacity: excessBurstCapacity(p, l),
+		ExcessBurstCapacity: excessBurstCapacity(&p, l),
 		PanicMode:           m.Panicking(),
 		Why:                 why,
 	}, m
@@ -74,7 +74,7 @@ type limits struct{ down, up float64 }
 
 // limitsOf rounds up and down away from the ready instances, so that a rate close to 1 still moves by one. A revision that
 // no route leads to may fall to zero in one step.
-func limitsOf(p Policy, ready float64) limits {
+func limitsOf(p *Policy, ready float64) limits {
 	lim := limits{up: math.Ceil(p.MaxScaleUpRate * ready)}
 	if p.Reachable {
 		lim.down = math.Floor(ready / p.MaxScaleDownRate)
@@ -89,7 +89,7 @@ type want struct {
 	why       Why
 }
 
-func (lim limits) want(p Policy, load float64) want {
+func (lim limits) want(p *Policy, load float64) want {
 	w := want{unlimited: math.Ceil(load / p.Target)}
 	n := w.unlimited
 	if n < lim.down {
@@ -108,7 +108,7 @@ func (lim limits) want(p Policy, load float64) want {
 // panic enters panic mode when over (instances wanted for each ready one) reaches the threshold, renews it while it does, and
 // leaves it at the first decision strictly later than a stable window after that, when the surge has left its mark in the stable
 // average.
-func (m Memory) panic(now time.Time, p Policy, over float64) Memory {
+func (m Memory) panic(now time.Time, p *Policy, over float64) Memory {
 	switch {
 	case over >= p.PanicThreshold:
 		m.PanicAt = now
@@ -135,7 +135,7 @@ func (m Memory) choose(stable, panicked want) (int, Why, Memory) {
 }
 
 // delay holds the largest number of the last scale-down-delay; a revision that no route leads to is not held.
-func (m Memory) delay(now time.Time, p Policy, n int, why Why) (int, Why) {
+func (m Memory) delay(now time.Time, p *Policy, n int, why Why) (int, Why) {
 	if m.Delay == nil || !p.Reachable {
 		return n, why
 	}
@@ -148,7 +148,7 @@ func (m Memory) delay(now time.Time, p Policy, n int, why Why) (int, Why) {
 
 // excessBurstCapacity uses the whole capacity of the ready instances (not the utilized part): how much more they could take
 // at this moment, less the burst that must be survivable. 0 and -1 are switches, not amounts.
-func excessBurstCapacity(p Policy, l Load) int {
+func excessBurstCapacity(p *Policy, l Load) int {
 	if p.TargetBurstCapacity <= 0 {
 		return int(p.TargetBurstCapacity)
 	}
@@ -176,7 +176,7 @@ func Need(p Policy, waiting, running, ready int) int {
 		return 0
 	}
 	n := math.Min(math.Ceil(float64(requests)/p.EventTarget), float64(requests))
-	n = math.Min(n, limitsOf(p, math.Max(1, float64(ready))).up)
+	n = math.Min(n, limitsOf(&p, math.Max(1, float64(ready))).up)
 	return max(1, toInt(n), p.ActivationScale)
 }
 

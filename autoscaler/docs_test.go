@@ -7,13 +7,13 @@ import (
 	"testing"
 )
 
-// TestDocsNameEverything keeps docs/autoscaling.md complete: keys, reasons and metrics.
+// TestDocsNameEverything keeps docs/scaling.md complete: keys, reasons and metrics.
 func TestDocsNameEverything(t *testing.T) {
-	text, err := os.ReadFile("../docs/autoscaling.md")
+	text, err := os.ReadFile("../docs/scaling.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := append([]string{AnnotationEventDriven}, whyWords[:]...)
+	names := append([]string{AnnotationEventDriven, AnnotationPlanner}, whyWords[:]...)
 	for _, k := range keys() {
 		names = append(names, k.name)
 	}
@@ -30,7 +30,7 @@ func TestDocsNameEverything(t *testing.T) {
 	}
 	for _, name := range names {
 		if !strings.Contains(string(text), "`"+name+"`") && !strings.Contains(string(text), "`"+name+":") {
-			t.Errorf("docs/autoscaling.md does not name %s", name)
+			t.Errorf("docs/scaling.md does not name %s", name)
 		}
 	}
 }

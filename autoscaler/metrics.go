@@ -11,34 +11,44 @@ import (
 // metrics are the autoscaler's instruments. What a revision's state is gets observed when somebody asks, so that idle revisions
 // cost nothing and removed ones disappear; events are counted.
 type metrics struct {
-	causes       map[string]metric.MeasurementOption // made once: ticks are many
+	causes       map[string][]metric.AddOption // made once: ticks are many
+	reasons      map[refusal][]metric.AddOption
 	decisions    metric.Int64Counter
 	reports      metric.Int64Counter
 	instances    metric.Int64Counter
 	registration metric.Registration
 }
 
+var (
+	stateKnown  = metric.WithAttributeSet(attribute.NewSet(attribute.String("state", "known")))
+	stateListed = metric.WithAttributeSet(attribute.NewSet(attribute.String("state", "listed")))
+)
+
 // gauges are observed from Status.
 type gauges struct {
 	desired, ordered, ready, starting metric.Int64ObservableGauge
 	activators, panicMode, proxyMode  metric.Int64ObservableGauge
-	excess                            metric.Int64ObservableGauge
+	excess, revisions                 metric.Int64ObservableGauge
 	stable, panic, target             [2]metric.Float64ObservableGauge // by Metric
 }
 
 // newMetrics makes the instruments. A meter refuses only names that break its rules; it then still returns something that can be used.
-func newMetrics(m metric.Meter, statuses func() []Status) *metrics {
+func newMetrics(m metric.Meter, statuses func() (listed []Status, known int)) *metrics {
 	if m == nil {
 		m = noop.NewMeterProvider().Meter("")
 	}
-	r := &metrics{causes: map[string]metric.MeasurementOption{}}
+	r := &metrics{causes: map[string][]metric.AddOption{}}
 	for _, cause := range []string{"tick", "event", "report"} {
-		r.causes[cause] = metric.WithAttributeSet(attribute.NewSet(attribute.String("cause", cause)))
+		r.causes[cause] = []metric.AddOption{metric.WithAttributeSet(attribute.NewSet(attribute.String("cause", cause)))}
+	}
+	r.reasons = map[refusal][]metric.AddOption{}
+	for _, why := range refusals {
+		r.reasons[why] = []metric.AddOption{metric.WithAttributeSet(attribute.NewSet(attribute.String("reason", string(why))))}
 	}
 	r.decisions, _ = m.Int64Counter("thaw.autoscaler.decisions", metric.WithUnit("{decision}"),
 		metric.WithDescription("Decisions by what caused them: tick, event or report."))
 	r.reports, _ = m.Int64Counter("thaw.autoscaler.reports.refused", metric.WithUnit("{report}"),
-		metric.WithDescription("Load reports that were not counted, by reason: value, late, future or repeat."))
+		metric.WithDescription("Load reports that were not counted, by reason: value, late, future, repeat or source."))
 	r.instances, _ = m.Int64Counter("thaw.autoscaler.instances.ordered", metric.WithUnit("{instance}"),
 		metric.WithDescription("Instances by which orders went up or down."))
 
@@ -58,6 +68,7 @@ func newMetrics(m metric.Meter, statuses func() []Status) *metrics {
 		activators: count("thaw.revision.activators", "{activator}", "Activators that the revision's capacity calls for."),
 		panicMode:  count("thaw.revision.panic.mode", "1", "1 in panic mode."),
 		proxyMode:  count("thaw.revision.proxy.mode", "1", "1 while requests should pass the activator."),
+		revisions:  count("thaw.autoscaler.revisions", "{revision}", "Revisions by state: known, or listed in the metrics because they are not at rest."),
 		excess:     count("thaw.revision.capacity.excess", "{request}", "Free capacity less the target burst capacity."),
 		stable: [2]metric.Float64ObservableGauge{
 			load("thaw.revision.concurrency.stable", "{request}", "Concurrent requests over the stable window."),
@@ -73,16 +84,19 @@ func newMetrics(m metric.Meter, statuses func() []Status) *metrics {
 		},
 	}
 	r.registration, _ = m.RegisterCallback(func(_ context.Context, o metric.Observer) error {
-		for _, s := range statuses() {
+		listed, known := statuses()
+		for _, s := range listed {
 			g.observe(o, s)
 		}
+		o.ObserveInt64(g.revisions, int64(known), stateKnown)
+		o.ObserveInt64(g.revisions, int64(len(listed)), stateListed)
 		return nil
 	}, g.all()...)
 	return r
 }
 
 func (g gauges) all() []metric.Observable {
-	all := []metric.Observable{g.desired, g.ordered, g.ready, g.starting, g.activators, g.panicMode, g.proxyMode, g.excess}
+	all := []metric.Observable{g.desired, g.ordered, g.ready, g.starting, g.activators, g.panicMode, g.proxyMode, g.excess, g.revisions}
 	for i := range g.stable {
 		all = append(all, g.stable[i], g.panic[i], g.target[i])
 	}
@@ -101,10 +115,10 @@ func (g gauges) observe(o metric.Observer, s Status) {
 	o.ObserveInt64(g.panicMode, bit(s.PanicMode), of)
 	o.ObserveInt64(g.proxyMode, bit(s.Mode == Proxy), of)
 	o.ObserveInt64(g.excess, int64(s.ExcessBurstCapacity), of)
-	o.ObserveFloat64(g.target[s.Metric], s.Target, of)
+	o.ObserveFloat64(g.target[s.Policy.Metric], s.Policy.Target, of)
 	if s.Measured { // missing data is missing
-		o.ObserveFloat64(g.stable[s.Metric], s.Stable, of)
-		o.ObserveFloat64(g.panic[s.Metric], s.Panic, of)
+		o.ObserveFloat64(g.stable[s.Policy.Metric], s.Stable, of)
+		o.ObserveFloat64(g.panic[s.Policy.Metric], s.Panic, of)
 	}
 }
 
@@ -116,11 +130,11 @@ func bit(b bool) int64 {
 }
 
 func (m *metrics) decided(cause string) {
-	m.decisions.Add(context.Background(), 1, m.causes[cause])
+	m.decisions.Add(context.Background(), 1, m.causes[cause]...)
 }
 
 func (m *metrics) refused(why refusal) {
-	m.reports.Add(context.Background(), 1, metric.WithAttributes(attribute.String("reason", string(why))))
+	m.reports.Add(context.Background(), 1, m.reasons[why]...)
 }
 
 func (m *metrics) scaled(from, to int) {

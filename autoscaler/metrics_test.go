@@ -2,6 +2,7 @@ package autoscaler
 
 import (
 	"context"
+	"fmt"
 	"testing"
 
 	sdk "go.opentelemetry.io/otel/sdk/metric"
@@ -39,6 +40,25 @@ func TestMetrics(t *testing.T) {
 		}
 		if _, ok := got["thaw.revision.rps.stable"]; ok {
 			t.Error("a load in a metric that is not the revision's")
+		}
+		// Nine more that nobody calls are counted, and have no series.
+		for i := range 9 {
+			w.a.SetRevision(healthy(testRevision(fmt.Sprint("idle-", i), nil, 10)))
+		}
+		w.wait()
+		if got := collect(t, reader); got["thaw.autoscaler.revisions"] != 10+1 || got["thaw.revision.instances.desired"] != 3 || got["thaw.revision.concurrency.target"] != 7 {
+			t.Errorf("with nine idle ones: %v", got)
+		}
+		w.load = 0
+		w.until(seconds(300))
+		if got := collect(t, reader); got["thaw.autoscaler.revisions"] != 10 {
+			t.Errorf("all at rest: %v", got)
+		} else if _, ok := got["thaw.revision.instances.desired"]; ok {
+			t.Error("a revision at rest has a series")
+		}
+		w.demand(1, 0)
+		if got := collect(t, reader); got["thaw.revision.instances.desired"] != 1 {
+			t.Errorf("woken again: %v", got)
 		}
 		w.a.RemoveRevision(w.rev.ID())
 		w.wait()

@@ -29,6 +29,9 @@ func (m Metric) String() string {
 // AnnotationEventDriven switches the event-driven first decision of one revision: "true" or "false".
 const AnnotationEventDriven = "autoscaling.thaw.run/event-driven"
 
+// AnnotationPlanner chooses what decides about one revision: "kpa", or "predictive" (Policy.Predictive).
+const AnnotationPlanner = api.AnnotationPlanner
+
 // Policy is everything Decide and Settle need to know of one revision's wishes, resolved from keys and annotations.
 type Policy struct {
 	Metric              Metric
@@ -54,9 +57,16 @@ type Policy struct {
 	Retention         time.Duration // of the last instance
 	ProgressDeadline  time.Duration
 	ActivatorCapacity float64
-	HardLimit         int // containerConcurrency, 0 = none
+	ServeDelay        time.Duration // how long the excess burst capacity has to be there before the activator may be left out
+	StartRate         float64       // instances a second that may be started, once StartBurst is used up; 0 = no limit
+	StartBurst        float64       // instances that may be started at once
+	HardLimit         int           // containerConcurrency, 0 = none
 	EventDriven       bool
 	SilenceIsZero     bool
+
+	// Predictive lets the planner decide what a revision keeps and starts ahead, in place of the windows' averages and the waits on
+	// the way to zero. Queues are answered as before, and bounds hold.
+	Predictive bool
 }
 
 // PolicyFor resolves what holds for a revision: annotations under autoscaling.knative.dev/ (both spellings), then c. The result is
@@ -79,6 +89,9 @@ func PolicyFor(c Config, annotations map[string]string, containerConcurrency int
 		Retention:           a.retention(c.ScaleToZeroPodRetentionPeriod),
 		ProgressDeadline:    a.progressDeadline(c.ProgressDeadline),
 		ActivatorCapacity:   c.ActivatorCapacity,
+		ServeDelay:          c.ServeDelay,
+		StartRate:           c.StartRate,
+		StartBurst:          c.StartBurst,
 		HardLimit:           max(0, containerConcurrency),
 		EventDriven:         a.eventDriven(c.EventDriven),
 	}
@@ -87,12 +100,13 @@ func PolicyFor(c Config, annotations map[string]string, containerConcurrency int
 	p.Metric, p.Aggregation = a.metric(), a.aggregation()
 	a.target(&p, c)
 	a.bounds(&p, c)
+	a.planner(&p, c)
 	a.class()
 	return p, errors.Join(a.errs...)
 }
 
-// minScale is min-scale where it counts: a revision that no route leads to needs nothing kept warm.
-func (p Policy) minScale() int {
+// LeastScale is min-scale where it counts: a revision that no route leads to needs nothing kept warm.
+func (p *Policy) LeastScale() int {
 	if !p.Reachable {
 		return 0
 	}
@@ -114,17 +128,20 @@ func (a *reader) wrong(suffix, value, want string) {
 	a.errs = append(a.errs, fmt.Errorf("%w %s/%s = %q: %s", ErrAnnotation, api.AutoscalingGroup, suffix, value, want))
 }
 
-// span is a range of floats.
+// span is a range of floats. Its words are made when they are needed: policies are resolved by the million.
 type span struct {
 	ok   func(float64) bool
-	text string
+	text func() string
 }
 
 func within(low, high float64) span {
-	return span{func(v float64) bool { return v >= low && v <= high }, fmt.Sprintf("must be a number in [%v, %v]", low, high)}
+	return span{func(v float64) bool { return v >= low && v <= high }, func() string { return fmt.Sprintf("must be a number in [%v, %v]", low, high) }}
 }
 
-var burstRange = span{func(v float64) bool { return v >= 0 || v == -1 }, "must be a number of at least 0, or -1"}
+var (
+	burstRange  = span{func(v float64) bool { return v >= 0 || v == -1 }, func() string { return "must be a number of at least 0, or -1" }}
+	targetRange = span{func(v float64) bool { return v >= targetMin }, func() string { return fmt.Sprintf("must be a number of at least %v", targetMin) }}
+)
 
 func (a *reader) float(suffix string, otherwise float64, s span) float64 {
 	v, ok := api.ScalingAnnotation(a.annotations, suffix)
@@ -133,7 +150,7 @@ func (a *reader) float(suffix string, otherwise float64, s span) float64 {
 	}
 	f, err := parseFloat(v)
 	if err != nil || !s.ok(f) {
-		a.wrong(suffix, v, s.text)
+		a.wrong(suffix, v, s.text())
 		return otherwise
 	}
 	return f
@@ -206,6 +223,23 @@ func (a *reader) eventDriven(otherwise bool) bool {
 	return b
 }
 
+// planner resolves who decides. The planner counts requests at the same time, so it has nothing to say about a rate.
+func (a *reader) planner(p *Policy, c Config) {
+	p.Predictive = c.Predictive && p.Metric == Concurrency
+	v, ok := a.annotations[AnnotationPlanner]
+	switch {
+	case !ok:
+	case v == PlannerKPA:
+		p.Predictive = false
+	case v != PlannerPredictive:
+		a.errs = append(a.errs, fmt.Errorf("%w %s = %q: must be %s or %s", ErrAnnotation, AnnotationPlanner, v, PlannerKPA, PlannerPredictive))
+	case p.Metric != Concurrency:
+		a.errs = append(a.errs, fmt.Errorf("%w %s = %q: it works with metric concurrency only", ErrAnnotation, AnnotationPlanner, v))
+	default:
+		p.Predictive = true
+	}
+}
+
 func (a *reader) metric() Metric {
 	switch v, ok := api.ScalingAnnotation(a.annotations, api.ScalingMetric); {
 	case ok && v == api.ScalingMetricRPS:
@@ -245,8 +279,7 @@ func (a *reader) target(p *Policy, c Config) {
 	if p.Metric == RPS {
 		p.Total, utilization = c.RPSTarget, c.RPSTargetFraction
 	}
-	atLeast := span{func(v float64) bool { return v >= targetMin }, fmt.Sprintf("must be a number of at least %v", targetMin)}
-	if v := a.float(api.ScalingTarget, 0, atLeast); v > 0 {
+	if v := a.float(api.ScalingTarget, 0, targetRange); v > 0 {
 		p.Total = v
 		if p.Metric == Concurrency && p.HardLimit > 0 {
 			p.Total = math.Min(v, float64(p.HardLimit))

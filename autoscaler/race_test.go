@@ -152,7 +152,7 @@ func BenchmarkActive(b *testing.B) {
 	for i := range n {
 		rev := healthy(testRevision(fmt.Sprintf("r%05d", i), nil, 10))
 		a.SetRevision(rev)
-		a.Observe(&endpoints.Snapshot{Revision: rev.ID(), Instances: []endpoints.Instance{{State: endpoints.Ready}}})
+		a.Observe(&endpoints.Snapshot{Revision: rev.ID(), Instances: []endpoints.Instance{{ID: "0", State: endpoints.Ready}}})
 	}
 	a.drain()
 	for _, r := range a.revisions {

@@ -38,6 +38,7 @@ type Life struct {
 	Reached   bool      // as many instances as initial-scale asks for were ready once, or that was given up
 	Mode      Mode
 	ModeSince time.Time
+	FreeSince time.Time // since when the excess burst capacity has been there; zero = it is not
 }
 
 // NewLife is the life of a revision that has just become known. healthy says that it was ready before: its initial scale
@@ -74,8 +75,8 @@ type Verdict struct {
 // the grace period with the retention over.
 func Settle(now time.Time, p Policy, want int, s Standing, l Life) (Verdict, Life) {
 	for {
-		v := l.verdict(now, p, want, s)
-		next := l.moved(now, p, v.Want, s)
+		v := l.verdict(now, &p, want, s)
+		next := l.moved(now, &p, v.Want, s)
 		if next.Activity == l.Activity || v.Order != unknown {
 			return v, next
 		}
@@ -83,7 +84,7 @@ func Settle(now time.Time, p Policy, want int, s Standing, l Life) (Verdict, Lif
 	}
 }
 
-func (l Life) verdict(now time.Time, p Policy, want int, s Standing) Verdict {
+func (l Life) verdict(now time.Time, p *Policy, want int, s Standing) Verdict {
 	if s.Hopeless {
 		want = 0
 	}
@@ -110,8 +111,8 @@ func (l Life) verdict(now time.Time, p Policy, want int, s Standing) Verdict {
 
 // floor is the least number of instances: min-scale, and initial-scale until it was reached. max-scale wins over both; Knative would
 // let an initial scale above it through.
-func (p Policy) floor(l Life) (int, Why) {
-	n, why := p.minScale(), WhyMinScale
+func (p *Policy) floor(l Life) (int, Why) {
+	n, why := p.LeastScale(), WhyMinScale
 	if p.Reachable && !l.Reached && p.InitialScale > n {
 		n, why = p.InitialScale, WhyInitialScale
 	}
@@ -122,27 +123,29 @@ func (p Policy) floor(l Life) (int, Why) {
 }
 
 // givenUp is l without the claim to an initial scale when that was not reached in time.
-func (l Life) givenUp(now time.Time, p Policy) Life {
+func (l Life) givenUp(now time.Time, p *Policy) Life {
 	if l.Activity == Activating && !l.Reached && !now.Before(l.deadline(p)) {
 		l.Reached = true
 	}
 	return l
 }
 
-func (l Life) deadline(p Policy) time.Time { return l.Since.Add(p.ProgressDeadline + activationSlack) }
+func (l Life) deadline(p *Policy) time.Time { return l.Since.Add(p.ProgressDeadline + activationSlack) }
 
 // zero says how far a revision that nothing asks for is on its way to zero.
-func (l Life) zero(now time.Time, p Policy, s Standing) Verdict {
+func (l Life) zero(now time.Time, p *Policy, s Standing) Verdict {
 	if !p.EnableScaleToZero {
 		return Verdict{Order: 1, Want: 1, Why: WhyScaleToZeroOff}
 	}
-	switch l.Activity {
-	case Activating:
+	switch {
+	case l.Activity != Activating && p.Predictive: // the planner has weighed how long an idle instance is worth keeping
+		return Verdict{Why: WhyIdle}
+	case l.Activity == Activating:
 		if s.Hopeless || !now.Before(l.deadline(p)) {
 			return Verdict{Why: WhyActivationFailed}
 		}
 		return Verdict{Order: unknown, Want: unknown, Wake: l.deadline(p), Why: WhyActivating}
-	case Active:
+	case l.Activity == Active:
 		if end := l.Since.Add(p.StableWindow); now.Before(end) {
 			return Verdict{Order: 1, Want: 1, Wake: end, Why: WhyActiveHold}
 		}
@@ -152,7 +155,7 @@ func (l Life) zero(now time.Time, p Policy, s Standing) Verdict {
 }
 
 // last says when an inactive revision gives up its last instances.
-func (l Life) last(now time.Time, p Policy, s Standing) Verdict {
+func (l Life) last(now time.Time, p *Policy, s Standing) Verdict {
 	if s.Ready == 0 {
 		return Verdict{Why: WhyIdle} // nothing is left that a grace period could be for
 	}
@@ -170,15 +173,8 @@ func (l Life) last(now time.Time, p Policy, s Standing) Verdict {
 }
 
 // moved is the life after a verdict. The thresholds are those of Knative's Active condition.
-func (l Life) moved(now time.Time, p Policy, want int, s Standing) Life {
-	mode := Serve
-	if want == 0 || s.Ready == 0 || s.ExcessBurstCapacity < 0 || want == unknown && l.Activity == Inactive {
-		mode = Proxy
-	}
-	if mode != l.Mode {
-		l.Mode, l.ModeSince = mode, now
-	}
-
+func (l Life) moved(now time.Time, p *Policy, want int, s Standing) Life {
+	l = l.path(now, p, want, s)
 	enough, _ := p.floor(l)
 	if l.Reached {
 		enough = max(1, enough)
@@ -197,6 +193,26 @@ func (l Life) moved(now time.Time, p Policy, want int, s Standing) Life {
 	l.Reached = l.Reached || s.Ready >= enough
 	if activity != l.Activity {
 		l.Activity, l.Since = activity, now
+	}
+	return l
+}
+
+// path chooses the mode. To serve mode it goes only after the excess burst capacity has been there for serve-delay: a load around the
+// border would else change the mode with each decision. At a target burst capacity of 0 the mode is a matter of having an instance, and
+// nothing is waited for.
+func (l Life) path(now time.Time, p *Policy, want int, s Standing) Life {
+	mode := Serve
+	switch {
+	case want == 0 || s.Ready == 0 || s.ExcessBurstCapacity < 0 || want == unknown && l.Activity == Inactive:
+		mode, l.FreeSince = Proxy, time.Time{}
+	case l.FreeSince.IsZero():
+		l.FreeSince = now
+	}
+	if mode == Serve && l.Mode == Proxy && p.TargetBurstCapacity > 0 && now.Sub(l.FreeSince) < p.ServeDelay {
+		mode = Proxy
+	}
+	if mode != l.Mode {
+		l.Mode, l.ModeSince = mode, now
 	}
 	return l
 }

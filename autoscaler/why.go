@@ -30,14 +30,16 @@ const (
 	WhyIdle                             // zero: no load for the stable window and the grace period
 	WhyActivationFailed                 // zero: no instance got ready in time, or none can be started and nobody asks
 	WhyBackOff                          // an event asked for more, but starts fail and the back-off is not over
+	WhyStartRate                        // cut to what start-rate and start-burst leave for this moment
 	WhyAdopted                          // not below the instances that were found at start, before the first report came
+	WhyPlanner                          // the planner keeps it, or starts it ahead
 	WhyUnknown                          // nothing is known yet: what there is stays
 )
 
 var whyWords = [...]string{
 	"no-data", "stable", "panic", "panic-hold", "max-scale-up-rate", "max-scale-down-rate", "activation-scale",
 	"scale-down-delay", "event", "initial-scale", "min-scale", "max-scale", "scale-to-zero-off", "activating",
-	"active-hold", "grace", "retention", "idle", "activation-failed", "back-off", "adopted", "unknown",
+	"active-hold", "grace", "retention", "idle", "activation-failed", "back-off", "start-rate", "adopted", "planner", "unknown",
 }
 
 // Has says whether all reasons of w2 are in w.

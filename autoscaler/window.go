@@ -44,16 +44,22 @@ type Window struct {
 
 // NewWindow makes a window of the given length, in whole seconds and at least one, whose seconds begin at origin.
 func NewWindow(origin time.Time, length time.Duration, a Aggregation) *Window {
-	n := max(1, int(length/time.Second))
-	return &Window{
-		origin:      origin,
-		aggregation: a,
-		buckets:     make([]float64, n),
-		first:       none,
-		last:        none,
-		coefficient: coefficient(n),
-	}
+	w := windowOver(origin, make([]float64, wholeWindow(length)), a)
+	return &w
 }
+
+// newWindows makes the two windows of a policy, side by side in memory: both are read and written at each report.
+func newWindows(origin time.Time, p Policy) (stable, panic Window) {
+	n := wholeWindow(p.StableWindow)
+	buckets := make([]float64, n+wholeWindow(p.PanicWindow))
+	return windowOver(origin, buckets[:n:n], p.Aggregation), windowOver(origin, buckets[n:], p.Aggregation)
+}
+
+func windowOver(origin time.Time, buckets []float64, a Aggregation) Window {
+	return Window{origin: origin, aggregation: a, buckets: buckets, first: none, last: none, coefficient: coefficient(len(buckets))}
+}
+
+func wholeWindow(length time.Duration) int { return max(1, int(length/time.Second)) }
 
 // coefficient is Knative's smoothing factor: chosen so that the n seconds together carry 99.99 % of the weight, but never
 // below 0.2, so that long windows still follow the load (from 42 s on, about the last 20 s count).
@@ -106,6 +112,30 @@ func (w *Window) advance(s int64) {
 	for _, v := range w.buckets {
 		w.sum += v
 	}
+}
+
+// recent appends the values of the whole seconds after since up to now, oldest first and at most as many as the window holds. It returns
+// the last of these seconds.
+func (w *Window) recent(now time.Time, since int64, to []float64) ([]float64, int64) {
+	last := w.second(now) - 1
+	for s := max(since+1, last-int64(len(w.buckets))+1); s <= last; s++ {
+		v := 0.0
+		if s <= w.last && s > w.last-int64(len(w.buckets)) {
+			v = w.buckets[w.index(s)]
+		}
+		to = append(to, v)
+	}
+	return to, max(last, since)
+}
+
+// settled is the time up to which reports can have come: a decision that falls between the end of a second and the report about it would
+// else take that second for a silent one. With weights that is four fifths of the load, in each decision, if ticks and reports are so
+// out of step; linear averages leave silent seconds out by themselves.
+func (w *Window) settled(now time.Time) time.Time {
+	if w.aggregation == WeightedExponential && w.last != none && w.second(now) == w.last+1 {
+		return w.origin.Add(time.Duration(w.last)*time.Second + time.Second - 1)
+	}
+	return now
 }
 
 // Empty says that nothing was recorded for longer than the window before now: the average means "not known", not zero.

@@ -175,13 +175,13 @@ func (w *world) report() {
 	when := time.Now().Add(-time.Millisecond)
 	if w.ready == 0 {
 		if w.load > 0 {
-			w.a.Report([]endpoints.Stat{{Revision: w.rev.ID(), Source: "activator", Time: when, Concurrency: w.load}})
+			w.a.Report([]endpoints.Stat{{Revision: w.rev.ID(), Source: "activator", Activator: true, Time: when, Concurrency: w.load}})
 		}
 		return
 	}
 	var stats []endpoints.Stat
 	for i := range w.ready {
-		stats = append(stats, endpoints.Stat{Revision: w.rev.ID(), Source: fmt.Sprint(i), Time: when, Concurrency: w.load / float64(w.ready)})
+		stats = append(stats, endpoints.Stat{Revision: w.rev.ID(), Source: fmt.Sprint(i), Time: when, Concurrency: w.load / float64(w.ready), Requests: w.load / float64(w.ready)})
 	}
 	w.a.Report(stats)
 }

@@ -7,49 +7,48 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/thawrun/thaw/api"
 	"github.com/thawrun/thaw/instance/logs"
-	"github.com/thawrun/thaw/instance/process"
 	"github.com/thawrun/thaw/internal/endpoints"
 )
 
 // record is what is written down of an instance before its process is started: all that a successor of this agent needs,
-// except for the process itself, which is written to its own file right after the start, or found by its marker.
-// Neither file is flushed to disk: they have to survive the agent, not the machine, whose end is the instances' end as well.
+// except for what its provider notes of the process.
+// Nothing is flushed to disk: they have to survive the agent, not the machine, whose end is the instances' end as well.
 type record struct {
 	ID        string    `json:"id"`
 	Namespace string    `json:"namespace"`
 	Revision  string    `json:"revision"`
 	UID       string    `json:"uid"`
 	Image     string    `json:"image"`
+	Provider  string    `json:"provider"` // that runs it
 	Addr      string    `json:"addr"`
-	Port      int       `json:"port,omitempty"` // taken from the agent's range; 0 = socket on fd 3
+	Port      int       `json:"port,omitempty"`   // taken from the agent's range; 0 = socket on fd 3
+	Inside    bool      `json:"inside,omitempty"` // Addr is in the instance's own network
+	Units     int       `json:"units,omitempty"`  // that it takes of the node
 	Made      time.Time `json:"made"`
 }
 
-const (
-	recordFile   = "instance.json"
-	identityFile = "process.json"
-)
+const recordFile = "instance.json"
 
-func newRecord(in *instance) record {
+func newRecord(in *instance, provider string) record {
 	ns, name := in.rev.id.Split()
 	return record{
-		ID: in.id, Namespace: ns, Revision: name, UID: in.plan.rev.UID, Image: in.plan.code.Image,
-		Addr: in.addr, Port: in.port, Made: in.made,
+		ID: in.id, Namespace: ns, Revision: name, UID: in.plan.rev.UID, Image: in.plan.code.Image, Provider: provider,
+		Addr: in.addr, Port: in.port, Inside: in.inside, Units: in.units(), Made: in.made,
 	}
 }
+
+// units is what the instance takes of the node; a record of an older thaw does not say.
+func (r record) units() int { return max(1, r.Units) }
 
 func (r record) revisionID() api.RevisionID { return api.MakeRevisionID(r.Namespace, r.Revision) }
 
 func writeRecord(dir string, r record) error { return writeJSON(filepath.Join(dir, recordFile), r) }
-
-func writeIdentity(dir string, id process.Identity) error {
-	return writeJSON(filepath.Join(dir, identityFile), id)
-}
 
 func writeJSON(file string, v any) error {
 	b, err := json.Marshal(v)
@@ -76,65 +75,48 @@ func readJSON(file string, v any) error {
 type leftover struct {
 	folder string
 	record record
-	proc   running
+	prog   *program
+	frozen bool
+	memory int64
 }
 
 // loadLeftovers finds the instances that a predecessor left running. What has ended, or cannot be understood any more, is ended
 // and removed.
-func (a *Agent) loadLeftovers() []*leftover {
-	entries, err := os.ReadDir(filepath.Join(a.cfg.Dir, "instances"))
+func (a *Agent) loadLeftovers(ctx context.Context) []*leftover {
+	entries, err := os.ReadDir(a.dir(""))
 	if err != nil {
 		a.cfg.Log.Error("cannot read the folder of instances", "err", err)
 		return nil
 	}
-	var marked map[string][]process.Identity
-	if len(entries) > 0 {
-		marked, err = a.provider.Marked()
+	programs := map[string]*program{}
+	for _, e := range entries { // before List: they may end right after it
+		programs[e.Name()] = a.programs.add(e.Name())
 	}
-	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
-		a.cfg.Log.Warn("cannot look for processes of instances", "err", err)
+	ids, err := a.provider.List(ctx)
+	if err != nil {
+		a.cfg.Log.Error("cannot look for instances of the last run", "err", err)
 	}
 	var found []*leftover
 	for _, e := range entries {
 		folder := e.Name()
-		id := "" // the marker that ends in the folder's name
-		for marker := range marked {
-			if strings.HasSuffix(marker, "-"+folder) {
-				id = marker
+		if slices.Contains(ids, folder) {
+			l, err := a.loadLeftover(ctx, folder, programs[folder])
+			if err == nil {
+				found = append(found, l)
+				continue
 			}
-		}
-		l, err := a.loadLeftover(folder, marked[id])
-		if err == nil {
-			found = append(found, l)
-			continue
-		}
-		if !errors.Is(err, process.ErrGone) {
 			a.cfg.Log.Warn("an instance of the last run is ended", "folder", folder, "err", err)
 		}
-		for _, stray := range marked[id] {
-			a.provider.KillStray(stray)
-		}
+		a.destroy(folder)
 		if err := os.RemoveAll(a.dir(folder)); err != nil {
 			a.cfg.Log.Warn("cannot remove the folder of an instance", "folder", folder, "err", err)
 		}
 	}
-	keep := make(map[string]bool, len(found))
-	for _, l := range found {
-		keep[l.record.ID] = true
-	}
-	a.provider.Sweep(func(id string) bool { return keep[id] })
 	return found
 }
 
-func (a *Agent) loadLeftover(folder string, marked []process.Identity) (*leftover, error) {
+func (a *Agent) loadLeftover(ctx context.Context, folder string, prog *program) (*leftover, error) {
 	dir := a.dir(folder)
-	var identity process.Identity
-	if err := readJSON(filepath.Join(dir, identityFile), &identity); err != nil {
-		if len(marked) == 0 {
-			return nil, process.ErrGone // was never used, or never got as far as a process
-		}
-		identity = marked[0]
-	}
 	var rec record
 	if err := readJSON(filepath.Join(dir, recordFile), &rec); err != nil {
 		return nil, err
@@ -142,12 +124,9 @@ func (a *Agent) loadLeftover(folder string, marked []process.Identity) (*leftove
 	if !strings.HasSuffix(rec.ID, "-"+folder) || rec.ID != filepath.Base(rec.ID) {
 		return nil, fmt.Errorf("its record is of another instance, %q", rec.ID)
 	}
-	proc, err := a.provider.Adopt(rec.ID, identity)
-	if err != nil {
-		return nil, err
-	}
-	if err := writeIdentity(dir, proc.Identity()); err != nil {
-		a.cfg.Log.Warn("cannot note the process of an instance", "instance", rec.ID, "err", err)
+	if rec.Provider != a.caps.Name {
+		// The address of one that has a network of its own means something else on the machine's.
+		return nil, fmt.Errorf("it was started by the provider %q, this is %q", rec.Provider, a.caps.Name)
 	}
 	if rec.Port != 0 {
 		a.ports.claim(rec.Port)
@@ -158,7 +137,8 @@ func (a *Agent) loadLeftover(folder string, marked []process.Identity) (*leftove
 	} else {
 		a.logs.Track(k)
 	}
-	return &leftover{folder: folder, record: rec, proc: proc}, nil
+	st, _ := a.provider.Stats(ctx, folder) // if it has ended meanwhile, that will be told
+	return &leftover{folder: folder, record: rec, prog: prog, frozen: st.Frozen, memory: st.MemoryBytes}, nil
 }
 
 // claimLeftoversLocked makes leftovers of a known revision its instances and ends those that nobody wants.
@@ -167,26 +147,35 @@ func (a *Agent) claimLeftoversLocked(r *revision) {
 		return
 	}
 	for _, l := range r.leftovers {
-		if r.removed || r.plan == nil || r.plan.rev.UID != l.record.UID || a.stopping {
+		if r.removed || r.plan == nil || r.plan.rev.UID != l.record.UID || a.stopping || l.frozen && r.plan.frozenFor <= 0 {
 			a.endLeftoverLocked(l)
 			continue
 		}
 		in := &instance{
 			id: l.record.ID, folder: l.folder, rev: r, plan: r.plan, made: l.record.Made, stop: make(chan struct{}),
-			addr: l.record.Addr, adopted: true, state: endpoints.Starting, proc: l.proc, port: l.record.Port,
+			addr: l.record.Addr, adopted: true, state: endpoints.Starting, prog: l.prog, port: l.record.Port, inside: l.record.Inside,
 		}
 		r.instances = append(r.instances, in)
+		a.used += in.units() - l.record.units()
+		if l.frozen {
+			in.frozen, in.memory, in.readyAt = true, l.memory, time.Now()
+			in.state, in.wake = endpoints.Frozen, make(chan struct{})
+			a.frozen = append(a.frozen, in)
+		}
 		a.instances.Go(func() {
 			if in.plan.socket {
-				in.listener = in.proc.Listener(in.addr)
+				in.listener = a.provider.Socket(in.folder, in.addr)
 			}
-			_, in.env = in.plan.environ(in.portNumber(), filepath.Join(a.dir(in.folder), "tmp"))
-			a.addSidecar(in)
+			_, in.env = in.plan.environ(in.portNumber(), in.plan.homeOr(filepath.Join(a.dir(in.folder), "tmp")))
+			if !in.frozen {
+				a.addSidecar(in)
+			}
 			a.tend(in, func() {})
 		})
 	}
 	a.cfg.Log.Info("instances of the last run were found", "revision", r.id, "adopted", len(r.instances))
 	r.leftovers = nil
+	a.boundFrozenLocked()
 	a.publishLocked(r)
 }
 
@@ -194,7 +183,8 @@ func (a *Agent) claimLeftoversLocked(r *revision) {
 func (a *Agent) endLeftoverLocked(l *leftover) {
 	a.instances.Go(func() {
 		a.cfg.Log.Info("an instance of the last run is ended, its revision is gone", "instance", l.record.ID)
-		terminate(l.proc, a.cfg.Grace, a.endGrace)
+		a.stop(l.prog, a.cfg.Grace, a.endGrace)
+		a.destroy(l.folder)
 		if l.record.Port != 0 {
 			a.ports.put(l.record.Port)
 		}
@@ -203,8 +193,7 @@ func (a *Agent) endLeftoverLocked(l *leftover) {
 			a.cfg.Log.Warn("cannot remove the folder of an instance", "instance", l.record.ID, "err", err)
 		}
 		a.mu.Lock()
-		a.total--
-		a.ended[l.record.ID] = true
+		a.used -= l.record.units()
 		for r := range a.short {
 			a.reconcileLocked(r)
 		}
@@ -228,45 +217,4 @@ func (a *Agent) endUnclaimed() {
 		}
 	}
 	a.unlock()
-}
-
-// sweeper kills processes that left the session and the cgroup of an instance and outlived it. It looks a second after an
-// instance has ended, once for all that ended meanwhile.
-func (a *Agent) sweeper(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-a.sweep:
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(time.Second):
-		}
-		a.killStrays()
-	}
-}
-
-func (a *Agent) killStrays() {
-	a.mu.Lock()
-	ended := a.ended
-	a.ended = map[string]bool{}
-	a.mu.Unlock()
-	if len(ended) == 0 {
-		return
-	}
-	marked, err := a.provider.Marked()
-	if err != nil {
-		return
-	}
-	for id, strays := range marked {
-		if !ended[id] {
-			continue
-		}
-		for _, s := range strays {
-			a.cfg.Log.Warn("a process outlived its instance and is killed", "instance", id, "pid", s.PID)
-			a.provider.KillStray(s)
-		}
-	}
 }

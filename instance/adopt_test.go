@@ -2,6 +2,7 @@ package instance
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -16,13 +17,15 @@ import (
 	"time"
 
 	"github.com/thawrun/thaw/api"
+	"github.com/thawrun/thaw/instance/local"
 	"github.com/thawrun/thaw/internal/endpoints"
 )
 
 // agentMain is an agent in a process of its own. It reads revisions and scales as lines of JSON from stdin and prints each
 // snapshot as a line.
 func agentMain() {
-	a, err := New(Config{Dir: os.Getenv("AGENT_DIR"), Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+	frozenFor, _ := time.ParseDuration(os.Getenv("AGENT_FROZEN_FOR"))
+	a, err := New(Config{Dir: os.Getenv("AGENT_DIR"), Provider: cmp.Or(os.Getenv("AGENT_PROVIDER"), "process"), FrozenFor: frozenFor, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -145,7 +148,7 @@ func TestKilledAgentsInstancesAreAdopted(t *testing.T) {
 			os.Mkdir(filepath.Join(dir, "instances", "never"), 0o755)
 			os.Mkdir(filepath.Join(dir, "instances", "torn"), 0o755)
 			os.WriteFile(filepath.Join(dir, "instances", "torn", recordFile), []byte("{"), 0o644)
-			if err := os.Remove(filepath.Join(dir, "instances", folderOf(before.Instances[2].ID), identityFile)); err != nil {
+			if err := os.Remove(filepath.Join(dir, "instances", folderOf(before.Instances[2].ID), local.NoteFile)); err != nil {
 				t.Fatal(err)
 			}
 
@@ -228,7 +231,7 @@ func TestForeignProcessIsNotAdopted(t *testing.T) {
 	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	os.WriteFile(filepath.Join(inst, recordFile), []byte(`{"id":"x-00001-aaaaaaaaaa","namespace":"default","revision":"x-00001","uid":"uid-x-00001","addr":"127.0.0.1:1"}`), 0o644)
 	// The right pid with another start time: the pid was used again.
-	os.WriteFile(filepath.Join(inst, identityFile), fmt.Appendf(nil, `{"pid":%d,"ticks":1,"boot":%q}`, stranger.Process.Pid, strings.TrimSpace(string(boot))), 0o644)
+	os.WriteFile(filepath.Join(inst, local.NoteFile), fmt.Appendf(nil, `{"pid":%d,"ticks":1,"boot":%q}`, stranger.Process.Pid, strings.TrimSpace(string(boot))), 0o644)
 	r := newRigIn(t, dir, nil)
 	rev := revisionOf(t, "x-00001", "ok")
 	r.SetRevision(rev)

@@ -5,13 +5,17 @@
 // What the agent promises:
 //
 //   - Orders are desired state. They may be repeated, come in any order, and come before the revision is known.
-//   - Subscribers get a snapshot at every change, in order for each revision; they may call the agent.
+//   - Subscribers get a snapshot after every change, in order for each revision; changes that come while they are told fold into one. They
+//     may call the agent.
 //   - An instance is shown as draining before its queue-proxy is drained, and is sent SIGTERM only when its last request is out.
+//   - An instance that is not needed any more may be kept frozen for a while, and is the first to be used when its revision, and no
+//     other, needs one again.
 //   - Instances outlive the agent when that is killed, and are adopted by the next one in the same data folder: none is lost,
 //     none is started twice. When Run ends in order, none is left.
 //   - A revision whose instances crash is tried again one at a time, after growing waits.
 //
-// Sub-packages: process starts and adopts processes, code finds the program of an image, logs keeps the output.
+// Sub-packages: provider is the contract with ways to run instances, local holds what those of this machine share, process starts and
+// adopts processes, cgroup bounds them, code finds the program of an image, logs keeps the output.
 package instance
 
 import (
@@ -29,8 +33,11 @@ import (
 
 	"github.com/thawrun/thaw/api"
 	"github.com/thawrun/thaw/instance/code"
+	"github.com/thawrun/thaw/instance/local"
 	"github.com/thawrun/thaw/instance/logs"
-	"github.com/thawrun/thaw/instance/process"
+	"github.com/thawrun/thaw/instance/provider"
+	"github.com/thawrun/thaw/instance/sandbox"
+	"github.com/thawrun/thaw/instance/store"
 	"github.com/thawrun/thaw/internal/endpoints"
 )
 
@@ -38,14 +45,19 @@ import (
 type Agent struct {
 	// Static after New.
 	cfg      Config
-	provider provider
+	provider provider.Provider
+	programs programs
+	caps     provider.Capabilities // without costs
+	bound    string                // what Config.Units comes from
 	code     *code.Resolver
 	packages *code.Packages
 	logs     *logs.Store
 	ports    *ports
 	berths   *berths
+	blanks   *blanks
 	lock     *os.File
 	slots    chan struct{} // one token for each start in progress
+	thaws    chan struct{} // and for each thaw: the kernel does them one after the other, and who waits there costs a thread
 
 	// Ends of the two parts of a shutdown: no more waiting for requests, no more waiting for processes.
 	endDrain, endGrace context.Context
@@ -53,18 +65,22 @@ type Agent struct {
 	stopGrace          context.CancelFunc
 
 	instances sync.WaitGroup // goroutines of instances
-	sweep     chan struct{}  // an instance has ended: look for what it left
 
 	mu        sync.Mutex
 	delivered sync.Cond // on mu: a snapshot was delivered, or a revision has none waiting
 	running   bool      // Run has begun; before, orders are only noted
 	stopping  bool      // Run is ending
 	revisions map[api.RevisionID]*revision
+	languages map[string]int // revisions of each
+	reserved  map[*revision]reservation
 	changed   []*revision // with snapshots to deliver, emptied by unlock
-	total     int         // instances that are not gone
+	used      int         // units of instances that are not gone
+	frozen    []*instance // those of them that are frozen, in the order in which they became so
+	leaving   int         // units of frozen instances that were ended to make room and are not gone yet
+	woken     uint64      // instances that were thawed because they were needed
+	ended     uint64      // frozen instances that were ended to make room
 	short     map[*revision]bool
-	sequence  uint64          // of the last snapshot
-	ended     map[string]bool // ids whose leftover processes have not been looked for yet
+	sequence  uint64 // of the last snapshot
 	subs      []func(*endpoints.Snapshot)
 }
 
@@ -89,13 +105,13 @@ func New(cfg Config) (*Agent, error) {
 		lock:      lock,
 		ports:     newPorts(cfg.FirstPort, cfg.LastPort),
 		slots:     make(chan struct{}, cfg.MaxStarts),
-		sweep:     make(chan struct{}, 1),
+		thaws:     make(chan struct{}, cfg.MaxStarts),
 		revisions: map[api.RevisionID]*revision{},
+		languages: map[string]int{},
+		reserved:  map[*revision]reservation{},
 		short:     map[*revision]bool{},
-		ended:     map[string]bool{},
 	}
 	a.delivered.L = &a.mu
-	a.berths = newBerths(a.dir(""), func() bool { return len(a.slots) > 0 })
 	a.endDrain, a.stopDrain = context.WithCancel(context.Background())
 	a.endGrace, a.stopGrace = context.WithCancel(context.Background())
 	if err := a.open(); err != nil {
@@ -110,7 +126,16 @@ func (a *Agent) open() error {
 	if err != nil {
 		return err
 	}
-	if a.packages, err = code.OpenPackages(filepath.Join(a.cfg.Dir, "packages"), a.cfg.Packages); err != nil {
+	far := a.cfg.Store
+	if far == nil {
+		if far, err = store.OpenDisk(filepath.Join(a.cfg.Dir, "store")); err != nil {
+			return err
+		}
+	}
+	a.packages, err = code.OpenPackages(code.PackagesConfig{
+		Dir: filepath.Join(a.cfg.Dir, "packages"), Store: far, Limits: a.cfg.Packages, Bytes: a.cfg.PackageBytes, Log: a.cfg.Log,
+	})
+	if err != nil {
 		return err
 	}
 	a.code = code.NewResolver(a.packages, a.cfg.Images)
@@ -119,12 +144,43 @@ func (a *Agent) open() error {
 	if a.logs, err = logs.New(l); err != nil {
 		return err
 	}
-	rt, err := process.New(node, a.cfg.Log)
-	if err != nil {
+	if a.provider, err = a.newProvider(node); err != nil {
 		return err
 	}
-	a.provider = processes{rt}
+	a.caps = a.provider.Capabilities()
+	a.bound = "the configuration"
+	if a.cfg.Units == 0 {
+		a.cfg.Units, a.bound = a.unitsHere()
+	}
+	a.cfg.Path = a.caps.Path
+	a.provider.Watch(a.programs.ended)
+	a.blanks = newBlanks(a)
+	a.berths = newBerths(a.dir(""), a.provider, func() (some, all bool) { return len(a.slots) > 0, len(a.slots) == cap(a.slots) })
 	return nil
+}
+
+// newProvider makes the provider that is configured.
+func (a *Agent) newProvider(node string) (provider.Provider, error) {
+	processes := func() (provider.Provider, error) {
+		return local.NewProcesses(node, a.dir(""), a.cfg.Path, a.cfg.Log)
+	}
+	switch a.cfg.Provider {
+	case "process":
+		return processes()
+	case "sandbox", "auto":
+		p, err := sandbox.New(sandbox.Config{
+			Node: node, Dir: a.dir(""), Path: a.cfg.Path, Share: a.cfg.Share, MaxPIDs: a.cfg.MaxPIDs, Log: a.cfg.Log,
+		})
+		switch {
+		case err == nil:
+			return p, nil
+		case a.cfg.Provider == "sandbox":
+			return nil, fmt.Errorf("instance: %w", err)
+		}
+		a.cfg.Log.Info("functions run as plain processes, which see each other and this machine", "why", err)
+		return processes()
+	}
+	return nil, fmt.Errorf("instance: provider %q: auto, process or sandbox", a.cfg.Provider)
 }
 
 // nodeID returns the name of the data folder in the kernel's trees (cgroups), made at first use.
@@ -151,25 +207,34 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer a.provider.Close()
 	defer a.stopDrain()
 	defer a.stopGrace()
-	a.cfg.Log.Info("node agent starts", "dir", a.cfg.Dir, "isolation", a.provider.Isolation())
+	a.cfg.Log.Info("node agent starts", "dir", a.cfg.Dir, "isolation", a.caps.Isolation, "units", a.cfg.Units, "limited_by", a.bound)
 
 	// Helpers end after the instances, which still need them.
 	helpers, stopHelpers := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = a.logs.Run(helpers) })
-	wg.Go(func() { a.sweeper(helpers) })
+	wg.Go(func() { a.packages.Scrub(helpers, scrubPeriod) })
 	defer wg.Wait()
 	defer stopHelpers()
 
-	found := a.loadLeftovers()
+	found := a.loadLeftovers(ctx)
 	wg.Go(func() { a.ports.run(helpers) })
+	wg.Go(func() { a.relieve(helpers) })
+	wg.Go(func() { a.blanks.run(helpers) })
 	wg.Go(func() { a.berths.run(helpers) }) // after loadLeftovers, which removes what it does not know
+	if m, ok := a.provider.(interface{ Measure(context.Context) error }); ok {
+		wg.Go(func() {
+			if err := m.Measure(helpers); err != nil && helpers.Err() == nil {
+				a.cfg.Log.Warn("the costs of starting cannot be measured", "err", err)
+			}
+		})
+	}
 	a.mu.Lock()
 	a.running = true
 	for _, l := range found {
 		r := a.revisionLocked(l.record.revisionID())
 		r.leftovers = append(r.leftovers, l)
-		a.total++
+		a.used += l.record.units()
 	}
 	for _, r := range a.revisions {
 		a.reconcileLocked(r)
@@ -191,15 +256,17 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	a.unlock()
 	a.instances.Wait()
-	a.killStrays()
 	return nil
 }
+
+// scrubPeriod is how often each unpacked package is read whole, to see whether it is still what was uploaded.
+const scrubPeriod = 24 * time.Hour
 
 // SetRevision makes a revision known, or known again after its status has changed. A revision of the same name with another
 // uid is another revision: the instances of the old one are ended.
 func (a *Agent) SetRevision(rev *api.Revision) {
 	// Finding the code may hash a program: not under the lock.
-	p := newPlan(rev, a.cfg, a.code)
+	p := a.newPlan(rev)
 	if err := a.logs.SetRevision(rev.Namespace, rev.Name, rev.ServiceName()); err != nil {
 		a.cfg.Log.Warn("no folder for logs", "revision", rev.ID(), "err", err)
 	}
@@ -212,8 +279,23 @@ func (a *Agent) SetRevision(rev *api.Revision) {
 		}
 	}
 	r.plan, r.removed = p, false
+	a.pinLocked(r)
+	a.speakLocked(r, p.language)
 	a.reconcileLocked(r)
 	a.unlock()
+}
+
+// pinLocked keeps the code of a known revision on this node, and lets go of what it had before.
+func (a *Agent) pinLocked(r *revision) {
+	image := ""
+	if r.plan != nil && r.plan.code != nil {
+		image = r.plan.code.Image
+	}
+	if image != r.pinned {
+		a.packages.Pin(image)
+		a.packages.Unpin(r.pinned)
+		r.pinned = image
+	}
 }
 
 // RemoveRevision ends all instances of a revision and forgets it. Unknown ones are ignored.
@@ -221,6 +303,7 @@ func (a *Agent) RemoveRevision(id api.RevisionID) {
 	a.mu.Lock()
 	if r := a.revisions[id]; r != nil {
 		r.removed, r.desired, r.scaled = true, 0, true
+		a.speakLocked(r, "")
 		r.forgetFailureLocked()
 		a.publishLocked(r)
 		a.reconcileLocked(r)
@@ -261,12 +344,12 @@ func (a *Agent) Resolve(ctx context.Context, image string) (string, error) {
 	return a.code.Resolve(ctx, image)
 }
 
-// Upload stores a package, a tar archive, plain or gzip.
+// Upload stores a package: tar, tar.gz, tar.zst or zip.
 func (a *Agent) Upload(ctx context.Context, r io.Reader) (code.Package, error) {
 	return a.packages.Upload(ctx, r)
 }
 
-// Packages is the store that Upload writes to.
+// Packages are what Upload has unpacked here.
 func (a *Agent) Packages() *code.Packages { return a.packages }
 
 // Logs returns lines that functions printed; see logs.Query.
@@ -274,8 +357,23 @@ func (a *Agent) Logs(ctx context.Context, q logs.Query) iter.Seq2[logs.Line, err
 	return a.logs.Read(ctx, q)
 }
 
+// Capabilities says what instances can be here, and what their transitions cost.
+func (a *Agent) Capabilities() provider.Capabilities { return a.provider.Capabilities() }
+
+// Stats measures an instance; provider.ErrUnknown when it is not there.
+func (a *Agent) Stats(ctx context.Context, instance string) (provider.Stats, error) {
+	return a.provider.Stats(ctx, instance[strings.LastIndexByte(instance, '-')+1:])
+}
+
+// Units is how many units of instances this node takes, how many of them are taken, by frozen ones too, and what the number comes from.
+func (a *Agent) Units() (n, used int, bound string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.cfg.Units, a.used, a.bound
+}
+
 // Isolation says in one line what instances on this machine are bounded by.
-func (a *Agent) Isolation() string { return a.provider.Isolation() }
+func (a *Agent) Isolation() string { return a.caps.Isolation }
 
 func (a *Agent) revisionLocked(id api.RevisionID) *revision {
 	r := a.revisions[id]
@@ -296,8 +394,9 @@ func (a *Agent) unlock() {
 	}
 }
 
-// deliver hands a revision's snapshots out, unless somebody is at it already, who then goes on with ours. So calls are in order,
-// no lock is held, and a subscriber may cause another change.
+// deliver hands a revision's state out, unless somebody is at it already, who then goes on with ours. So calls are in order,
+// no lock is held, and a subscriber may cause another change. It is made into a snapshot only now: when hundreds of instances get ready
+// at once, most changes come while another is being told.
 func (a *Agent) deliver(r *revision) {
 	a.mu.Lock()
 	if r.delivering {
@@ -305,9 +404,8 @@ func (a *Agent) deliver(r *revision) {
 		return
 	}
 	r.delivering = true
-	for len(r.outbox) > 0 {
-		s := r.outbox[0]
-		r.outbox = r.outbox[1:]
+	for r.seen < r.sequence {
+		s := a.snapshotLocked(r)
 		subs := a.subs
 		a.mu.Unlock()
 		for _, f := range subs {
@@ -317,7 +415,6 @@ func (a *Agent) deliver(r *revision) {
 		r.seen = s.Sequence
 		a.delivered.Broadcast()
 	}
-	r.outbox = nil
 	r.delivering = false
 	a.mu.Unlock()
 }

@@ -12,7 +12,9 @@ import (
 	"github.com/thawrun/thaw/api"
 	"github.com/thawrun/thaw/instance/code"
 	"github.com/thawrun/thaw/instance/logs"
+	"github.com/thawrun/thaw/instance/store"
 	"github.com/thawrun/thaw/internal/endpoints"
+	"github.com/thawrun/thaw/internal/placement"
 )
 
 // Sidecar is the queue-proxy in front of one instance.
@@ -25,9 +27,17 @@ type Sidecar interface {
 	Close()
 }
 
+// Networks are the networks of tenants that instances on this node can be attached to.
+type Networks interface {
+	// Attach returns a network namespace that reaches a subnet (VPC/SUBNET, of a namespace of objects), for one instance. It takes
+	// microseconds and asks nobody. The caller closes the namespace; it is given back by itself when nobody is in it any
+	// more, so that an agent may end in between.
+	Attach(namespace, subnet string) (*os.File, error)
+}
+
 // Config is what an agent needs to know. The zero value of everything but Dir is usable.
 type Config struct {
-	// Dir is the data folder. One agent at a time may use it. The agent keeps instances/, logs/, packages/ and the files
+	// Dir is the data folder. One agent at a time may use it. The agent keeps instances/, logs/, packages/, store/ and the files
 	// node-id and agent.lock there.
 	Dir string
 
@@ -35,14 +45,25 @@ type Config struct {
 	Log *slog.Logger
 
 	// Sidecar makes the queue-proxy for an instance that has just been started (or adopted); it is not ready yet. It must not
-	// call the agent. nil = none: then every instance counts as idle and is drained at once.
-	Sidecar func(endpoints.Instance, *api.Revision) Sidecar
+	// call the agent. dial connects to the instance, nil = Addr is good for anybody. nil = none: then every instance counts as idle and is drained
+	// at once.
+	Sidecar func(in endpoints.Instance, rev *api.Revision, dial Dialer) Sidecar
 
 	// Images maps image references to local code; nil = only exec:// and pkg:// are known.
 	Images code.Images
 
 	// Packages bounds uploaded packages.
 	Packages code.PackageLimits
+
+	// PackageBytes is how much unpacked packages may take on this node before those that no revision here uses go, the longest
+	// unused first. Default: 10 GiB.
+	PackageBytes int64
+
+	// Store is where packages are kept as they were uploaded. nil = the folder store/ in Dir.
+	Store store.Store
+
+	// Networks lets instances into the networks of tenants. nil = there are none: a revision that wants one does not start.
+	Networks Networks
 
 	// Logs bounds what is kept of the functions' output. Dir and Log in it are set by the agent.
 	Logs logs.Config
@@ -51,9 +72,22 @@ type Config struct {
 	// 250 ms no longer counts); the others wait in order. More would only make all of them slower. Default: 4 per CPU.
 	MaxStarts int
 
-	// MaxInstances is how many instances this node runs at most. Beyond it a revision's snapshot shows the failure
-	// NodeFull. Default: 1,000.
-	MaxInstances int
+	// Units is how many units of instances (placement.ClassOf) this node takes. Beyond them a revision's snapshot shows the failure
+	// NodeFull. Default: what the machine has.
+	Units int
+
+	// FrozenFor is how long an instance that is not needed any more is kept frozen; a revision may say otherwise. 0 = it ends at once.
+	FrozenFor time.Duration
+
+	// FrozenMax and FrozenBytes bound the frozen instances of this node; beyond them the oldest end. They count among Units, and
+	// make room there. Default: 500, and a tenth of the machine's memory.
+	FrozenMax   int
+	FrozenBytes int64
+
+	// BlankBytes is what interpreters that wait for a function may take in all. Default: a fortieth of the machine's memory.
+	BlankBytes int64
+
+	lowMemory func() bool // memoryIsLow, but for tests
 
 	// Grace is the longest time between SIGTERM and SIGKILL; a revision with a shorter timeoutSeconds gets that. Default: 30 s.
 	Grace time.Duration
@@ -73,7 +107,14 @@ type Config struct {
 	// Path is PATH of the functions. Default: PATH of this process.
 	Path string
 
-	// MaxPIDs bounds processes and threads of one instance where cgroups allow it. Default: 0, no bound.
+	// Provider is what runs the instances: "process", "sandbox" (Linux, root), or "auto": sandboxes where they can be had, else
+	// processes. Default: "auto".
+	Provider string
+
+	// Share are folders of this machine that functions in sandboxes may read, beside their code and the system's.
+	Share []string
+
+	// MaxPIDs bounds processes and threads of one instance where cgroups allow it. Default: 0, no bound; 1,024 in sandboxes.
 	MaxPIDs int64
 }
 
@@ -87,8 +128,19 @@ func (c Config) withDefaults() (Config, error) {
 	if c.MaxStarts <= 0 {
 		c.MaxStarts = 4 * runtime.NumCPU()
 	}
-	if c.MaxInstances <= 0 {
-		c.MaxInstances = 1000
+	if c.FrozenMax <= 0 {
+		c.FrozenMax = 500
+	}
+	if c.FrozenBytes <= 0 {
+		total, _ := machineMemory()
+		c.FrozenBytes = max(total/10, 64<<20)
+	}
+	if c.lowMemory == nil {
+		c.lowMemory = memoryIsLow
+	}
+	if c.BlankBytes <= 0 {
+		total, _ := machineMemory()
+		c.BlankBytes = max(total/40, 64<<20)
 	}
 	if c.Grace <= 0 {
 		c.Grace = 30 * time.Second
@@ -102,8 +154,14 @@ func (c Config) withDefaults() (Config, error) {
 	if c.FirstPort == 0 && c.LastPort == 0 {
 		c.FirstPort, c.LastPort = 20000, 32767
 	}
+	if c.Units < 0 || c.Units > placement.MaxUnits {
+		return c, fmt.Errorf("instance: %d units; a node has 1 to %d", c.Units, placement.MaxUnits)
+	}
 	if c.FirstPort < 1 || c.LastPort > 65535 || c.LastPort-c.FirstPort < 1 {
 		return c, fmt.Errorf("instance: ports %d to %d are not a range", c.FirstPort, c.LastPort)
+	}
+	if c.Provider == "" {
+		c.Provider = "auto"
 	}
 	if c.Path == "" {
 		c.Path = os.Getenv("PATH")

@@ -3,6 +3,7 @@ package instance
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -11,7 +12,6 @@ import (
 	"time"
 
 	"github.com/thawrun/thaw/instance/logs"
-	"github.com/thawrun/thaw/instance/process"
 	"github.com/thawrun/thaw/internal/endpoints"
 )
 
@@ -23,24 +23,35 @@ type instance struct {
 	rev    *revision
 	plan   *plan // of a new instance changed once, before its start, under Agent.mu
 	made   time.Time
-	stop   chan struct{} // closed by stopLocked, under Agent.mu
+
+	// Replaced by the instance's goroutine, when it is frozen, under Agent.mu.
+	stop chan struct{} // closed by stopLocked, under Agent.mu
+	wake chan struct{} // closed by wakeLocked, under Agent.mu; nil = it was never frozen
 
 	// guarded by Agent.mu
 	state    endpoints.State
 	addr     string
 	start    endpoints.StartTimes
 	adopted  bool
-	stopping bool // stop is closed
-	unready  bool // was ready, and its readiness probe fails now
+	stopping bool  // stop is closed
+	resting  bool  // it is not to end but to be frozen when its last request is out
+	memory   int64 // of a frozen one, bytes
+	evicted  bool  // it counts among Agent.leaving
+	unready  bool  // was ready, and its readiness probe fails now
 	readyAt  time.Time
 	sidecar  Sidecar
 
 	// owned by the instance's goroutine
+	blank    *blank // what it began as; nil = it is started
 	berth    *berth // nil = to be made, or given back
-	proc     running
-	port     int      // to be given back; 0 = none
-	listener *os.File // our copy of the socket on its fd 3
-	env      []string // for exec probes
+	prog     *program
+	frozen   bool         // was found so
+	thawed   <-chan error // tells the end of a thaw that is under way; nil = none is
+	inside   bool         // listens on a port of a network of its own
+	port     int          // to be given back; 0 = none
+	listener *os.File     // our copy of the socket on its fd 3
+	env      []string     // for exec probes
+	ready    *os.File     // the function says ready here; nil = it does not
 }
 
 // errStopped and errExited are why waiting for something about an instance ended: it shall go, or it has gone.
@@ -52,7 +63,16 @@ var (
 // newInstanceLocked orders an instance. Its goroutine does the rest.
 func (a *Agent) newInstanceLocked(r *revision) *instance {
 	_, name := r.id.Split()
-	b := a.berths.take()
+	var blank *blank
+	if len(r.spare) == 0 { // what waits in a crashed instance's socket needs one that takes it over
+		blank = a.blanks.take(r.plan.language)
+	}
+	var b *berth
+	if blank != nil {
+		b = blank.berth
+	} else {
+		b = a.berths.take()
+	}
 	folder := ""
 	if b != nil {
 		folder = b.name
@@ -60,7 +80,7 @@ func (a *Agent) newInstanceLocked(r *revision) *instance {
 		folder = a.berths.newName()
 	}
 	in := &instance{
-		id: name + "-" + folder, folder: folder, berth: b, rev: r, plan: r.plan, made: time.Now(), stop: make(chan struct{}),
+		id: name + "-" + folder, folder: folder, blank: blank, berth: b, rev: r, plan: r.plan, made: time.Now(), stop: make(chan struct{}),
 		start: endpoints.StartTimes{Decided: r.decided, Placed: r.placed},
 	}
 	if in.start.Placed.IsZero() {
@@ -71,13 +91,14 @@ func (a *Agent) newInstanceLocked(r *revision) *instance {
 		r.spare = r.spare[:n-1]
 	}
 	r.instances = append(r.instances, in)
-	a.total++
+	a.used += in.units()
 	a.instances.Go(func() { a.live(in) })
 	return in
 }
 
 // stopLocked asks an instance to end: from now on it takes no new requests.
 func (a *Agent) stopLocked(in *instance) {
+	in.resting = false
 	if in.stopping {
 		return
 	}
@@ -95,6 +116,9 @@ func (in *instance) endpointLocked() endpoints.Instance {
 		Capacity: in.plan.rev.Concurrency(), Start: in.start, Adopted: in.adopted,
 	}
 }
+
+// units is what it takes of the node. Of one revision all plans say the same.
+func (in *instance) units() int { return in.plan.class.Units }
 
 func (in *instance) logKey() logs.Key {
 	ns, name := in.rev.id.Split()
@@ -146,6 +170,9 @@ func (a *Agent) launch(in *instance) error {
 		return p.err
 	}
 	coded := time.Now()
+	if in.blank != nil {
+		return a.fill(in, coded)
+	}
 	if err := a.bind(in); err != nil {
 		return err
 	}
@@ -157,28 +184,44 @@ func (a *Agent) launch(in *instance) error {
 	}
 	b := in.berth
 	// From here on, a process that carries this id is ours to adopt or to end.
-	if err := writeRecord(b.dir, newRecord(in)); err != nil {
+	if err := writeRecord(b.dir, newRecord(in, a.caps.Name)); err != nil {
 		return err
 	}
-	argv, env := p.environ(in.portNumber(), b.home())
+	argv, env := p.environ(in.portNumber(), p.homeOr(b.home()))
 	in.env = env
-	proc, err := a.provider.Start(&process.Spec{
-		ID: in.id, Path: p.program, Argv: argv, Env: env, Dir: p.dir,
-		Stdout: b.stdout, Stderr: b.stderr, Listener: in.listener, Limits: p.limits,
-	})
-	if err != nil {
+	spec := p.spec()
+	spec.Name, spec.Argv, spec.Env = in.id, argv, env
+	spec.Stdout, spec.Stderr, spec.Listener = b.stdout, b.stderr, in.listener
+	if p.says {
+		r, w, err := os.Pipe()
+		if err != nil {
+			return err
+		}
+		defer w.Close()
+		in.ready, spec.Ready = r, w
+		spec.Env = append(spec.Env[:len(spec.Env):len(spec.Env)], "READY_FD=4")
+	}
+	var attached time.Time
+	if p.subnet != "" {
+		ns, _ := in.rev.id.Split()
+		network, err := a.cfg.Networks.Attach(ns, p.subnet)
+		if err != nil {
+			return fmt.Errorf("attach to subnet %s: %w", p.subnet, err)
+		}
+		defer network.Close()
+		spec.Network, attached = network, time.Now()
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), providerPatience)
+	defer cancel()
+	prog := a.programs.add(in.folder)
+	if err := a.provider.Specialise(ctx, in.folder, spec); err != nil {
+		a.programs.drop(in.folder)
 		return err
 	}
-	in.proc = proc
-	started := time.Now()
-
+	in.prog = prog
 	a.mu.Lock()
-	in.start.Code, in.start.Exec = coded, started
+	in.start.Code, in.start.Net, in.start.Exec = coded, attached, spec.Started
 	a.unlock()
-	// If we are killed before this is written, the process is found by its marker.
-	if err := writeIdentity(b.dir, proc.Identity()); err != nil {
-		a.cfg.Log.Warn("cannot note the process of an instance", "instance", in.id, "err", err)
-	}
 	b.close()
 	a.placeLogs(in.logKey(), p.rev.ServiceName(), b.dir)
 	a.addSidecar(in)
@@ -196,10 +239,12 @@ func (a *Agent) placeLogs(k logs.Key, service, dir string) {
 // planAgain looks for the code once more: what was missing may be there by now, and a file that was only touched still has
 // its digest.
 func (a *Agent) planAgain(in *instance) {
-	p := newPlan(in.plan.rev, a.cfg, a.code)
+	p := a.newPlan(in.plan.rev)
 	a.mu.Lock()
 	if in.rev.plan == in.plan {
 		in.rev.plan = p
+		a.pinLocked(in.rev)
+		a.speakLocked(in.rev, p.language)
 	}
 	in.plan = p
 	a.mu.Unlock()
@@ -208,14 +253,18 @@ func (a *Agent) planAgain(in *instance) {
 // bind gives the instance its address: a free port, or a socket that listens already.
 func (a *Agent) bind(in *instance) error {
 	var addr string
-	if !in.plan.socket {
+	switch {
+	case !in.plan.socket && in.plan.port != 0:
+		in.inside = true
+		addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(in.plan.port))
+	case !in.plan.socket:
 		port, err := a.ports.take()
 		if err != nil {
 			return err
 		}
 		in.port = port
 		addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
-	} else {
+	default:
 		if in.listener == nil {
 			var err error
 			if in.listener, err = listen(); err != nil {
@@ -262,7 +311,7 @@ func (a *Agent) addSidecar(in *instance) {
 	a.mu.Lock()
 	e := in.endpointLocked()
 	a.mu.Unlock()
-	s := a.cfg.Sidecar(e, in.plan.rev)
+	s := a.cfg.Sidecar(e, in.plan.rev, a.dialer(in))
 	a.mu.Lock()
 	in.sidecar = s
 	a.mu.Unlock()
@@ -270,24 +319,25 @@ func (a *Agent) addSidecar(in *instance) {
 
 // tend looks after a started or adopted instance until it is gone. settled is called when it no longer counts as starting.
 func (a *Agent) tend(in *instance, settled func()) {
-	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	wg.Go(func() { // ends the probes when there is nothing left to probe
-		defer cancel()
-		select {
-		case <-in.proc.Done():
-		case <-in.stop:
-		case <-ctx.Done():
-		}
-	})
-	err := a.awaitReady(ctx, in)
-	settled()
-	if err == nil {
-		a.markReady(in)
-		err = a.watch(ctx, in)
+	var err error
+	if in.frozen {
+		settled()
+		err = a.sleep(in)
+	} else {
+		err = a.attend(in, func(ctx context.Context) error {
+			defer settled()
+			return a.awaitReady(ctx, in)
+		})
 	}
-	cancel()
-	wg.Wait()
+	for {
+		if errors.Is(err, errStopped) {
+			err = a.rest(in)
+		}
+		if err != nil {
+			break
+		}
+		err = a.attend(in, nil) // it was thawed
+	}
 
 	var why *failure
 	switch {
@@ -296,8 +346,8 @@ func (a *Agent) tend(in *instance, settled func()) {
 	case errors.Is(err, errExited):
 		words := a.logs.LastWords(in.logKey())
 		a.mu.Lock()
-		if !in.stopping {
-			why = exitFailure(in, in.proc.Exit(), !in.readyAt.IsZero(), words)
+		if !in.stopping && in.state != endpoints.Frozen { // of that nobody has missed anything
+			why = exitFailure(in, in.prog.exit, !in.readyAt.IsZero(), words)
 		}
 		a.mu.Unlock()
 	default: // a probe has given up on it
@@ -316,13 +366,43 @@ func (a *Agent) tend(in *instance, settled func()) {
 	a.gone(in, why)
 }
 
+// attend waits until an instance is ready (nil = it is), shows it, and looks after it until it shall end or has ended.
+func (a *Agent) attend(in *instance, ready func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	stop := in.stop
+	wg.Go(func() { // ends the probes when there is nothing left to probe
+		defer cancel()
+		select {
+		case <-in.prog.done:
+		case <-stop:
+		case <-ctx.Done():
+		}
+	})
+	defer wg.Wait()
+	defer cancel()
+	if ready != nil {
+		if err := ready(ctx); err != nil {
+			return err
+		}
+	}
+	a.markReady(in)
+	if in.thawed != nil {
+		err := <-in.thawed
+		if in.thawed = nil; err != nil {
+			return a.whyNot(in, &failure{reasonStartFailed, fmt.Sprintf("instance %s was frozen and does not go on: %v", in.id, err)})
+		}
+	}
+	return a.watch(ctx, in)
+}
+
 // markReady shows an instance as taking requests. A revision with a ready instance has no failure.
 func (a *Agent) markReady(in *instance) {
 	now := time.Now()
 	a.mu.Lock()
 	if !in.stopping {
 		in.state, in.readyAt = endpoints.Ready, now
-		if !in.adopted {
+		if !in.start.Placed.IsZero() { // an adopted one has no start of ours
 			in.start.Ready = now
 		}
 		in.rev.fault = nil
@@ -348,40 +428,31 @@ func (a *Agent) setWell(in *instance, well bool, err error) {
 
 // end drains and ends an instance that is shown as draining.
 func (a *Agent) end(in *instance) {
+	if err := a.drain(in); err != nil {
+		a.cfg.Log.Warn("instance ends with requests inside", "instance", in.id, "err", err)
+	}
+	a.stop(in.prog, in.plan.grace, a.endGrace)
+}
+
+// drain waits until an instance that is shown as draining has no requests inside.
+func (a *Agent) drain(in *instance) error {
 	a.awaitDelivered(in.rev)
 	a.mu.Lock()
 	sidecar, wasReady := in.sidecar, !in.readyAt.IsZero()
 	a.mu.Unlock()
-	if sidecar != nil && wasReady {
-		ctx, cancel := context.WithTimeout(a.endDrain, in.plan.drain)
-		go func() { // nothing to wait for once it has ended
-			select {
-			case <-in.proc.Done():
-				cancel()
-			case <-ctx.Done():
-			}
-		}()
-		if err := sidecar.Drain(ctx); err != nil {
-			a.cfg.Log.Warn("instance ends with requests inside", "instance", in.id, "err", err)
+	if sidecar == nil || !wasReady {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(a.endDrain, in.plan.drain)
+	defer cancel()
+	go func() { // nothing to wait for once it has ended
+		select {
+		case <-in.prog.done:
+			cancel()
+		case <-ctx.Done():
 		}
-		cancel()
-	}
-	terminate(in.proc, in.plan.grace, a.endGrace)
-}
-
-// terminate sends SIGTERM and, after grace or at the end of ctx, SIGKILL; it returns when the process has ended.
-func terminate(p running, grace time.Duration, ctx context.Context) {
-	p.Terminate()
-	t := time.NewTimer(grace)
-	defer t.Stop()
-	select {
-	case <-p.Done():
-		return
-	case <-t.C:
-	case <-ctx.Done():
-	}
-	p.Kill()
-	<-p.Done()
+	}()
+	return sidecar.Drain(ctx)
 }
 
 // gone takes an instance that has ended, or never began, out of the revision, and gives back what it had. why is its
@@ -396,22 +467,23 @@ func (a *Agent) gone(in *instance, why *failure) {
 			break
 		}
 	}
-	a.total--
+	a.used -= in.units()
+	a.forgetFrozenLocked(in)
+	if in.evicted {
+		a.leaving -= in.units()
+	}
 	if why != nil && !in.stopping {
 		a.failLocked(in, why)
 	}
 	if in.listener != nil {
 		// Whoever waits in its accept queue is served by the replacement, if there is to be one soon. Where crashing has
 		// become a habit their connections are reset: they would wait for nothing, and nobody would hear why.
-		if why != nil && in.proc != nil && !a.stopping && backOff(r.crashes) < longBackOff {
+		if why != nil && in.prog != nil && !a.stopping && backOff(r.crashes) < longBackOff {
 			r.spare = append(r.spare, in.listener)
 		} else {
 			in.listener.Close()
 			a.closeSpareLocked(r, 0)
 		}
-	}
-	if in.proc != nil {
-		a.ended[in.id] = true
 	}
 	a.publishLocked(r)
 	a.reconcileLocked(r)
@@ -424,18 +496,21 @@ func (a *Agent) gone(in *instance, why *failure) {
 	if sidecar != nil {
 		sidecar.Close()
 	}
+	if in.blank != nil {
+		in.blank.close()
+	}
 	if in.berth != nil {
 		in.berth.close()
 	}
+	if in.ready != nil {
+		in.ready.Close()
+	}
+	a.destroy(in.folder)
 	if in.port != 0 {
 		a.ports.put(in.port)
 	}
 	a.logs.Ended(in.logKey())
 	if err := os.RemoveAll(a.dir(in.folder)); err != nil {
 		a.cfg.Log.Warn("cannot remove the folder of an instance", "instance", in.id, "err", err)
-	}
-	select {
-	case a.sweep <- struct{}{}:
-	default:
 	}
 }

@@ -25,6 +25,9 @@ import (
 
 // The test binary is its own function and its own agent: with THAW_TEST_FUNCTION set it behaves as named.
 func TestMain(m *testing.M) {
+	if os.Getenv("THAW_TEST_FUNCTION") != "" { // instances outlive a test that is killed, but not for ever
+		time.AfterFunc(10*time.Minute, func() { os.Exit(9) })
+	}
 	switch role := os.Getenv("THAW_TEST_FUNCTION"); role {
 	case "":
 		os.Exit(m.Run())
@@ -202,7 +205,7 @@ func newRig(t testing.TB, adapt func(*Config)) *rig {
 
 func newRigIn(t testing.TB, dir string, adapt func(*Config)) *rig {
 	t.Helper()
-	cfg := Config{Dir: dir, Log: slog.New(slog.NewTextHandler(testWriter{t}, nil)), Shutdown: 5 * time.Second}
+	cfg := Config{Dir: dir, Provider: "process", Log: slog.New(slog.NewTextHandler(testWriter{t}, nil)), Shutdown: 5 * time.Second}
 	if adapt != nil {
 		adapt(&cfg)
 	}

@@ -1,7 +1,10 @@
 package instance
 
 import (
+	"context"
+	"encoding/json"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,7 +14,8 @@ import (
 
 	"github.com/thawrun/thaw/api"
 	"github.com/thawrun/thaw/instance/code"
-	"github.com/thawrun/thaw/instance/process"
+	"github.com/thawrun/thaw/instance/provider"
+	"github.com/thawrun/thaw/internal/placement"
 )
 
 // defaultProgress is how long an instance may take to get ready when the revision does not say (Knative's default).
@@ -19,22 +23,42 @@ const defaultProgress = 600 * time.Second
 
 // plan is all that can be worked out about starting instances of a revision before the first one is needed.
 type plan struct {
-	rev  *api.Revision
-	code *code.Code
-	err  error // why nothing can be started, with its reason; nil = plan is complete
+	rev   *api.Revision
+	class placement.Class
+	code  *code.Code
+	err   error // why nothing can be started, with its reason; nil = plan is complete
 
 	program string
 	argv    []string
 	dir     string
 	path    string // PATH, for a container that sets none
-	limits  process.Limits
-	socket  bool // passes the listening socket as fd 3
+	limits  provider.Limits
+	shown   []string // files and folders of the machine that the instance has to see
+	socket  bool     // passes the listening socket as fd 3
+	says    bool     // writes a byte to fd 4 when it is ready
+	host    bool     // shares the machine's network
+	subnet  string   // VPC/SUBNET that it is attached to; "" = none
+	port    int      // to listen on in a network of its own; 0 = any free one of the machine
+	home    string   // HOME and TMPDIR; "" = the instance's folder
+	uid     int      // in a sandbox
 
 	startup, readiness, liveness *api.Probe
+
+	language string // of blanks that can become an instance of this; "" = none
+
+	frozenFor time.Duration // how long an idle instance is kept frozen; 0 = it is not
+	frozenMax int           // and how many of the revision
 
 	progress time.Duration // from exec to ready
 	drain    time.Duration // longest that requests inside may take
 	grace    time.Duration // from SIGTERM to SIGKILL
+}
+
+// spec is what all instances of the revision are started with.
+func (p *plan) spec() *provider.Spec {
+	return &provider.Spec{
+		Path: p.program, Argv: p.argv, Dir: p.dir, Code: p.shown, Limits: p.limits, UID: p.uid, HostNetwork: p.host,
+	}
 }
 
 // locator finds code by image.
@@ -42,17 +66,69 @@ type locator interface {
 	Locate(image string) (*code.Code, error)
 }
 
+// newPlan makes the plan of a revision with what the provider has to say about it.
+func (a *Agent) newPlan(rev *api.Revision) *plan {
+	p := newPlan(rev, a.cfg, a.code)
+	if a.caps.OwnNetwork && !p.host {
+		p.port = defaultPort
+		if c := rev.Serving(); c != nil && len(c.Ports) > 0 && c.Ports[0].ContainerPort != 0 {
+			p.port = int(c.Ports[0].ContainerPort)
+		}
+	}
+	if a.caps.OwnFiles {
+		p.home = "/tmp"
+	}
+	if p.err == nil && p.subnet != "" {
+		p.err = a.mayAttach(p)
+	}
+	if p.err != nil {
+		return p
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), providerPatience)
+	defer cancel()
+	if err := a.provider.Prepare(ctx, p.spec()); err != nil {
+		p.err = &failure{reason: reasonStartFailed, message: err.Error()}
+		return p
+	}
+	p.language = p.blankLanguage(a.caps.LateLimits)
+	return p
+}
+
+// mayAttach says why no instance of the plan can be attached to its subnet on this node.
+func (a *Agent) mayAttach(p *plan) error {
+	why := ""
+	switch {
+	case p.host:
+		why = fmt.Sprintf("the annotations %s and %s exclude each other", api.AnnotationNetwork, api.AnnotationSubnet)
+	case !a.caps.OwnNetwork:
+		why = fmt.Sprintf("the annotation %s needs instances with a network of their own, which the provider %s does not make (sandboxes do, on Linux as root)", api.AnnotationSubnet, a.caps.Name)
+	case a.cfg.Networks == nil:
+		why = fmt.Sprintf("the annotation %s: this node is not connected to networks of tenants", api.AnnotationSubnet)
+	default:
+		return nil
+	}
+	return &failure{reason: reasonStartFailed, message: why}
+}
+
+// defaultPort is what a function that names no containerPort listens on, if it has all ports to itself.
+const defaultPort = 8080
+
 // newPlan never fails: what is wrong with a revision is found out by whoever wants to start an instance of it, and shows up
 // as the revision's failure.
 func newPlan(rev *api.Revision, cfg Config, find locator) *plan {
 	total, _, _ := rev.Timeouts()
 	p := &plan{
 		rev:      rev,
-		socket:   rev.Annotations[api.AnnotationSocket] == "fd3",
+		class:    placement.ClassOf(rev),
+		socket:   rev.Annotations[api.AnnotationSocket] == api.SocketFD3,
+		says:     rev.Annotations[api.AnnotationReady] == api.ReadyFD4,
+		host:     rev.Annotations[api.AnnotationNetwork] == api.NetworkHost,
+		subnet:   rev.Annotations[api.AnnotationSubnet],
 		progress: defaultProgress,
 		drain:    total,
 		grace:    min(total, cfg.Grace),
 	}
+	p.frozenFor, p.frozenMax = rev.Frozen(cfg.FrozenFor, cfg.FrozenMax)
 	if d, err := time.ParseDuration(rev.Annotations[api.AnnotationProgressDeadline]); err == nil && d > 0 {
 		p.progress = d
 	}
@@ -61,15 +137,32 @@ func newPlan(rev *api.Revision, cfg Config, find locator) *plan {
 		p.err = &failure{reason: reasonStartFailed, message: "the revision has no container that takes requests"}
 		return p
 	}
+	p.uid = runAsUser(c)
 	p.startup, p.readiness, p.liveness = c.StartupProbe, c.ReadinessProbe, c.LivenessProbe
-	p.limits = process.Limits{PIDs: cfg.MaxPIDs}
+	p.limits = provider.Limits{PIDs: cfg.MaxPIDs, MemoryBytes: p.class.MemoryLimit(), Precaution: true}
 	if q, ok := c.Resources.Limits["memory"]; ok {
 		n, err := parseBytes(string(q))
 		if err != nil {
 			p.err = &failure{reason: reasonStartFailed, message: "resources.limits.memory: " + err.Error()}
 			return p
 		}
-		p.limits.MemoryBytes = n
+		p.limits.MemoryBytes, p.limits.Precaution = n, false
+	}
+	if q, ok := c.Resources.Limits["cpu"]; ok {
+		n, err := parseNumber(string(q))
+		if err != nil {
+			p.err = &failure{reason: reasonStartFailed, message: "resources.limits.cpu: " + err.Error()}
+			return p
+		}
+		p.limits.CPUMillis = int64(max(1, min(n, 1e6)*1000))
+	}
+	if q, ok := c.Resources.Requests["cpu"]; ok {
+		n, err := parseNumber(string(q))
+		if err != nil {
+			p.err = &failure{reason: reasonStartFailed, message: "resources.requests.cpu: " + err.Error()}
+			return p
+		}
+		p.limits.CPURequest = int64(min(n, 1e6) * 1000)
 	}
 	if err := p.locate(c, cfg, find); err != nil {
 		p.err = &failure{reason: reasonOf(err), message: err.Error()}
@@ -92,11 +185,16 @@ func (p *plan) locate(c *api.Container, cfg Config, find locator) error {
 	if p.code, err = find.Locate(image); err != nil {
 		return err
 	}
-	p.dir = p.code.Dir
+	if len(c.Command) == 0 {
+		p.socket, p.says = p.socket || p.code.Socket, p.says || p.code.Says
+	}
+	p.dir, p.shown = p.code.Dir, p.code.Shown()
 	if c.WorkingDir != "" {
 		p.dir = c.WorkingDir
 		if !filepath.IsAbs(p.dir) {
 			p.dir = filepath.Join(p.code.Dir, p.dir)
+		} else if _, err := os.Stat(p.dir); err == nil && p.code.Program != "" && strings.HasPrefix(image, "exec://") {
+			p.shown = append(p.shown, filepath.Clean(p.dir)) // a folder of this machine, as the program is
 		}
 	}
 	if len(c.Command) == 0 {
@@ -114,6 +212,13 @@ func (p *plan) locate(c *api.Container, cfg Config, find locator) error {
 	return nil
 }
 
+// runAsUser is the user that a container asks for; what it may be was checked when the object was made.
+func runAsUser(c *api.Container) int {
+	var sc struct{ RunAsUser int }
+	_ = json.Unmarshal(c.SecurityContext, &sc)
+	return sc.RunAsUser
+}
+
 // lookProgram finds the program of a container's command: an absolute path, a path relative to the code, or a name on PATH.
 func lookProgram(name, dir, path string) (string, error) {
 	if filepath.IsAbs(name) {
@@ -129,6 +234,14 @@ func lookProgram(name, dir, path string) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("%w: command %q is not on PATH (%s)", code.ErrNotFound, name, path)
+}
+
+// homeOr returns where an instance may write.
+func (p *plan) homeOr(folder string) string {
+	if p.home != "" {
+		return p.home
+	}
+	return folder
 }
 
 // environ completes argv and makes the environment of one instance. That is done at each start: it takes a few microseconds, and most
@@ -208,6 +321,15 @@ func expand(s string, known map[string]string) string {
 
 // parseBytes reads a Kubernetes quantity as a number of bytes.
 func parseBytes(q string) (int64, error) {
+	f, err := parseNumber(q)
+	if err != nil || f >= 1<<63 {
+		return 0, fmt.Errorf("%q is not a quantity of bytes", q)
+	}
+	return int64(f), nil
+}
+
+// parseNumber reads a Kubernetes quantity.
+func parseNumber(q string) (float64, error) {
 	units := []struct {
 		suffix string
 		factor float64
@@ -221,10 +343,10 @@ func parseBytes(q string) (int64, error) {
 			continue
 		}
 		f, err := strconv.ParseFloat(number, 64)
-		if err != nil || !(f >= 0) || f*u.factor >= 1<<63 || strings.ContainsAny(number, "xXpP_iInN") {
-			return 0, fmt.Errorf("%q is not a quantity of bytes", q)
+		if err != nil || !(f >= 0) || math.IsInf(f, 0) || strings.ContainsAny(number, "xXpP_iInN") {
+			return 0, fmt.Errorf("%q is not a quantity", q)
 		}
-		return int64(f * u.factor), nil
+		return f * u.factor, nil
 	}
-	return 0, fmt.Errorf("%q is not a quantity of bytes", q)
+	return 0, fmt.Errorf("%q is not a quantity", q)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -25,11 +26,14 @@ func (a *Agent) awaitReady(ctx context.Context, in *instance) error {
 		}
 	}
 	if !plainTCP(p.readiness) {
-		pr, err := probe.New(p.readiness, in.addr, probe.Options{Dir: p.dir, Env: in.env})
+		pr, err := probe.New(p.readiness, in.addr, a.probing(in))
 		if err != nil {
 			return &failure{reasonStartFailed, err.Error()}
 		}
 		return a.whyNot(in, pr.WaitReady(ctx))
+	}
+	if in.ready != nil {
+		return a.whyNot(in, awaitWord(ctx, in.ready))
 	}
 	if p.socket {
 		// It listens since before it began: requests can come. Only a revision that has never been ready must show that it works.
@@ -38,7 +42,20 @@ func (a *Agent) awaitReady(ctx context.Context, in *instance) error {
 		}
 		return a.whyNot(in, awaitAccept(ctx, in.addr, in.listener))
 	}
-	return a.whyNot(in, awaitPort(ctx, in.addr))
+	return a.whyNot(in, awaitPort(ctx, in.addr, a.dialer(in)))
+}
+
+// probing says how probes reach an instance.
+func (a *Agent) probing(in *instance) probe.Options {
+	o := probe.Options{Dir: in.plan.dir, Env: in.env, Dial: a.dialer(in)}
+	if a.caps.OwnFiles {
+		o.Exec = func(ctx context.Context, path string, argv []string, out io.Writer) error {
+			s := in.plan.spec()
+			s.Name, s.Path, s.Argv, s.Env = in.id, path, argv, in.env
+			return a.provider.Command(ctx, in.folder, s, out)
+		}
+	}
+	return o
 }
 
 // errProgress is the cause of a context that ended with the progress deadline.
@@ -47,7 +64,7 @@ var errProgress = errors.New("progress deadline")
 // awaitStartup runs the startup probe, which has failureThreshold periods to succeed.
 func (a *Agent) awaitStartup(ctx context.Context, in *instance) error {
 	s := in.plan.startup
-	pr, err := probe.New(s, in.addr, probe.Options{Dir: in.plan.dir, Env: in.env})
+	pr, err := probe.New(s, in.addr, a.probing(in))
 	if err != nil {
 		return &failure{reasonStartFailed, err.Error()}
 	}
@@ -68,7 +85,7 @@ func (a *Agent) whyNot(in *instance, err error) error {
 		return nil
 	}
 	select {
-	case <-in.proc.Done():
+	case <-in.prog.done:
 		return errExited
 	default:
 	}
@@ -95,14 +112,14 @@ func plainTCP(p *api.Probe) bool {
 
 // awaitPort connects until somebody listens. The waits grow from 0.2 ms by half each to 0.5 ms, later to 2 % of the time that
 // has passed, at most 50 ms: a fast function is seen within half a millisecond, a slow one within 2 % of its start.
-func awaitPort(ctx context.Context, address string) error {
+func awaitPort(ctx context.Context, address string, dial Dialer) error {
 	began := time.Now()
 	addr, err := net.ResolveTCPAddr("tcp4", address) // an IP address: nothing is looked up
 	if err != nil {
 		return err
 	}
 	for wait := 200 * time.Microsecond; ; wait += wait / 2 {
-		err := tryConnect(ctx, addr)
+		err := tryOnce(ctx, addr, dial)
 		if err == nil {
 			return nil
 		}
@@ -111,6 +128,38 @@ func awaitPort(ctx context.Context, address string) error {
 			return fmt.Errorf("%w: connect to %s: %w", context.Cause(ctx), address, err)
 		}
 	}
+}
+
+// connectTimeout bounds one try: on loopback a connection is made or refused at once, unless the function's accept queue is full.
+const connectTimeout = 100 * time.Millisecond
+
+// tryOnce says whether somebody listens at addr.
+func tryOnce(ctx context.Context, addr *net.TCPAddr, dial Dialer) error {
+	if dial == nil {
+		return tryConnect(ctx, addr)
+	}
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	c, err := dial(ctx, "tcp4", addr.String())
+	if err == nil {
+		c.Close()
+	}
+	return err
+}
+
+// awaitWord waits for the byte that the function writes when it is ready.
+func awaitWord(ctx context.Context, r *os.File) error {
+	stop := context.AfterFunc(ctx, func() { _ = r.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	var b [1]byte
+	_, err := r.Read(b[:])
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return fmt.Errorf("%w: nothing was written to descriptor 4", context.Cause(ctx))
+	}
+	return &failure{reasonStartFailed, "the function closed descriptor 4 without writing the byte that says ready (annotation " + api.AnnotationReady + ")"}
 }
 
 // awaitAccept makes a connection and returns when the function has taken it out of the accept queue of its socket.
@@ -149,7 +198,7 @@ func pause(ctx context.Context, d time.Duration) bool {
 // watch looks after a ready instance: errStopped, errExited, or a *failure when its liveness probe fails.
 func (a *Agent) watch(ctx context.Context, in *instance) error {
 	p := in.plan
-	o := probe.Options{Dir: p.dir, Env: in.env}
+	o := a.probing(in)
 	dead := make(chan error, 1)
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -181,7 +230,7 @@ func (a *Agent) watch(ctx context.Context, in *instance) error {
 		wg.Go(func() { pr.Watch(ctx, true, func(well bool, err error) { a.setWell(in, well, err) }) })
 	}
 	select {
-	case <-in.proc.Done():
+	case <-in.prog.done:
 		return errExited
 	case <-in.stop:
 		return errStopped

@@ -9,14 +9,15 @@ import (
 
 	"github.com/thawrun/thaw/api"
 	"github.com/thawrun/thaw/instance/code"
-	"github.com/thawrun/thaw/instance/process"
+	"github.com/thawrun/thaw/instance/provider"
 	"github.com/thawrun/thaw/internal/endpoints"
 )
 
 // revision is what the agent knows of one revision. All of it is guarded by Agent.mu.
 type revision struct {
 	id        api.RevisionID
-	plan      *plan // nil until SetRevision
+	plan      *plan  // nil until SetRevision
+	pinned    string // image whose package is kept on this node for it
 	removed   bool
 	desired   int
 	scaled    bool      // desired was ordered
@@ -24,6 +25,7 @@ type revision struct {
 	placed    time.Time
 	instances []*instance // in order of creation
 	leftovers []*leftover // of a predecessor, waiting for the plan
+	language  string      // that it is written in, as plan.language
 	spare     []*os.File  // listening sockets of crashed instances, with what waits in their accept queues
 
 	fault   *endpoints.Failure // of the last start or instance; nil after one got ready
@@ -32,11 +34,10 @@ type revision struct {
 	until   time.Time          // no start before
 	retry   *time.Timer        // looks again at until
 
-	full       bool // the node has no room for all that is desired
-	sequence   uint64
-	outbox     []*endpoints.Snapshot
+	full       bool   // the node has no room for all that is desired
+	sequence   uint64 // of the last change
 	delivering bool
-	seen       uint64 // sequence of the last delivered snapshot
+	seen       uint64 // of the last delivered snapshot
 }
 
 const (
@@ -103,10 +104,17 @@ func (a *Agent) reconcileLocked(r *revision) {
 	switch {
 	case len(live) > want:
 		for _, in := range surplus(live, len(live)-want) {
-			a.stopLocked(in)
+			a.dismissLocked(in)
 		}
 	case len(live) < want:
-		a.startLocked(r, live, want-len(live))
+		if n := want - len(live) - a.wakeLocked(r, want-len(live)); n > 0 {
+			a.startLocked(r, live, n)
+		}
+	}
+	if r.removed || a.stopping {
+		for _, in := range r.instances {
+			a.stopLocked(in) // the frozen ones, and those that were about to be
+		}
 	}
 	if want == 0 {
 		delete(a.short, r)
@@ -117,14 +125,16 @@ func (a *Agent) reconcileLocked(r *revision) {
 	}
 	if r.removed && len(r.instances) == 0 && len(r.leftovers) == 0 {
 		delete(a.revisions, r.id)
+		delete(a.reserved, r)
+		a.packages.Unpin(r.pinned)
 	}
 }
 
-// live returns the instances that are not going away, in order of creation.
+// live returns the instances that run and are not going away, in order of creation.
 func (r *revision) live() []*instance {
 	var live []*instance
 	for _, in := range r.instances {
-		if in.state != endpoints.Draining {
+		if in.state != endpoints.Draining && in.state != endpoints.Frozen {
 			live = append(live, in)
 		}
 	}
@@ -179,14 +189,16 @@ func (a *Agent) startLocked(r *revision, live []*instance, n int) {
 		}
 		n = min(n, 1-starting)
 	}
-	room := max(0, a.cfg.MaxInstances-a.total)
-	if full := n > room; full != r.full {
+	units := r.plan.class.Units
+	room := max(0, a.cfg.Units-a.used)
+	a.makeRoomLocked(n, units, room)
+	if full := n*units > room+a.leaving; full != r.full { // what is leaving is as good as gone
 		r.full = full
 		a.publishLocked(r)
 	}
-	if r.full {
+	if fit := room / units; n > fit {
 		a.short[r] = true
-		n = room
+		n = fit
 	} else {
 		delete(a.short, r)
 	}
@@ -244,34 +256,52 @@ func (a *Agent) failLocked(in *instance, why *failure) {
 		"message", why.message, "count", r.crashes, "next", backOff(r.crashes))
 }
 
-// publishLocked makes a snapshot of what is now and queues it for delivery.
+// publishLocked notes a change of what subscribers see; unlock tells them.
 func (a *Agent) publishLocked(r *revision) {
 	a.sequence++ // one counter for all: it grows even if a revision is removed and comes back
 	r.sequence = a.sequence
+	if !slices.Contains(a.changed, r) {
+		a.changed = append(a.changed, r)
+	}
+}
+
+// snapshotLocked is what is now.
+func (a *Agent) snapshotLocked(r *revision) *endpoints.Snapshot {
 	s := &endpoints.Snapshot{Revision: r.id, Sequence: r.sequence, Desired: r.desired, Failure: r.fault}
 	if r.full && s.Failure == nil {
 		s.Failure = &endpoints.Failure{
 			Reason: reasonNodeFull, At: time.Now(),
-			Message: fmt.Sprintf("this node runs %d instances and takes no more; end some, or raise the agent's limit", a.total),
+			Message: a.fullLocked(r),
 		}
 	}
 	s.Instances = make([]endpoints.Instance, 0, len(r.instances))
 	for _, in := range r.instances {
 		s.Instances = append(s.Instances, in.endpointLocked())
 	}
-	r.outbox = append(r.outbox, s)
-	if !slices.Contains(a.changed, r) {
-		a.changed = append(a.changed, r)
+	return s
+}
+
+// fullLocked says why there is no room for one more instance of a revision.
+func (a *Agent) fullLocked(r *revision) string {
+	class := r.plan.class
+	one := fmt.Sprintf("one instance of %s takes %d (class %s: up to %d MiB and %g processors)",
+		r.id, class.Units, class.Name, class.Memory>>20, float64(class.CPU)/1000)
+	if class.Units > a.cfg.Units {
+		return fmt.Sprintf("this node has %d units for instances (by %s), and %s: ask for less, or for a larger node", a.cfg.Units, a.bound, one)
 	}
+	return fmt.Sprintf("of this node's %d units for instances (by %s) %d are taken, and %s: end some, or add a node", a.cfg.Units, a.bound, a.used, one)
 }
 
 // exitFailure says how an instance that nobody had asked to end ended.
-func exitFailure(in *instance, e process.Exit, wasReady bool, words string) *failure {
+func exitFailure(in *instance, e provider.Exit, wasReady bool, words string) *failure {
 	when := "before it was ready"
 	if wasReady {
 		when = "while it was ready"
 	}
 	msg := fmt.Sprintf("instance %s %s %s", in.id, e, when)
+	if e.OOM && in.plan.limits.Precaution {
+		msg += fmt.Sprintf(" (%d MiB, because the revision sets none: resources.limits.memory)", in.plan.limits.MemoryBytes>>20)
+	}
 	if words != "" {
 		msg += "; its last output: " + words
 	} else {

@@ -1,6 +1,7 @@
 package instance
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"net"
@@ -8,7 +9,10 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
 	"golang.org/x/sys/unix"
+
+	"github.com/thawrun/thaw/internal/placement"
 )
 
 // nap sleeps in the kernel. It ends some 0.1 ms late (BenchmarkConnect, two busy cores).
@@ -16,9 +20,6 @@ func nap(d time.Duration) {
 	ts := unix.NsecToTimespec(int64(d))
 	_ = unix.Nanosleep(&ts, nil) // shorter after a signal, which does no harm
 }
-
-// connectTimeout bounds one try: on loopback a connection is made or refused at once, unless the function's accept queue is full.
-const connectTimeout = 100 * time.Millisecond
 
 // tryConnect says whether somebody listens at addr. Plain system calls: a net.Dialer takes as long on loopback but makes 24
 // allocations where this makes one (BenchmarkConnect), and many instances are watched closely while they start.
@@ -67,4 +68,51 @@ func accepting(listener *os.File) int {
 		}
 	})
 	return n
+}
+
+// machineMemory returns what memory the machine has, and what of it programs could still get; 0 = not known.
+func machineMemory() (total, available int64) {
+	b, _ := os.ReadFile("/proc/meminfo")
+	for line := range bytes.Lines(b) {
+		f := bytes.Fields(line)
+		if len(f) < 2 {
+			continue
+		}
+		kib, _ := strconv.ParseInt(string(f[1]), 10, 64)
+		switch string(f[0]) {
+		case "MemTotal:":
+			total = kib << 10
+		case "MemAvailable:":
+			available = kib << 10
+		}
+	}
+	return total, available
+}
+
+// machineResources is what this machine has for instances, as far as it is known. Memory is what our own control group may use, where that
+// is less.
+func machineResources() placement.Resources {
+	var r placement.Resources
+	r.Memory, _ = machineMemory()
+	if limit, err := memlimit.FromCgroup(); err == nil && limit < uint64(r.Memory) {
+		r.Memory = int64(limit)
+	}
+	b, _ := os.ReadFile("/proc/sys/kernel/pid_max")
+	r.Pids, _ = strconv.ParseInt(string(bytes.TrimSpace(b)), 10, 64)
+	var files unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &files) == nil && files.Cur < 1<<40 {
+		r.Descriptors = int64(files.Cur)
+	}
+	return r
+}
+
+// memoryPressure is the share of the last ten seconds in which some program waited for memory, in percent; 0 where that is not known.
+func memoryPressure() float64 {
+	b, _ := os.ReadFile("/proc/pressure/memory")
+	_, rest, ok := bytes.Cut(b, []byte("some avg10="))
+	if !ok {
+		return 0
+	}
+	v, _ := strconv.ParseFloat(string(bytes.Fields(rest)[0]), 64)
+	return v
 }

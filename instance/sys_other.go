@@ -8,6 +8,8 @@ import (
 	"net"
 	"os"
 	"time"
+
+	"github.com/thawrun/thaw/internal/placement"
 )
 
 func nap(d time.Duration) { time.Sleep(d) }
@@ -27,3 +29,9 @@ func reserve(int) (io.Closer, error) { return io.NopCloser(nil), nil }
 
 // accepting cannot be known here: whoever runs is taken to accept.
 func accepting(*os.File) int { return 0 }
+
+func machineMemory() (total, available int64) { return 0, 0 }
+
+func machineResources() (r placement.Resources) { return r }
+
+func memoryPressure() float64 { return 0 }

@@ -45,7 +45,7 @@ type histogram struct {
 }
 
 // answered counts an answer of the function, with the time since its request came.
-func (c *counters) answered(x *hop.Exchange) {
+func (c *counters) answered(x *hop.Exchange, now time.Time) {
 	if x.Resp == nil || x.Arrived.IsZero() {
 		return
 	}
@@ -53,7 +53,7 @@ func (c *counters) answered(x *hop.Exchange) {
 	if class < 0 || class >= len(c.class) {
 		return
 	}
-	d := time.Since(x.Arrived)
+	d := now.Sub(x.Arrived)
 	i := 0
 	for i < len(bounds) && d > time.Duration(bounds[i])*time.Millisecond {
 		i++

@@ -2,10 +2,10 @@ package queueproxy
 
 import (
 	"bytes"
-	"iter"
-	"strings"
 
 	"github.com/valyala/fasthttp"
+
+	"github.com/thawrun/thaw/internal/hop"
 )
 
 // Headers that the parts of the platform send each other, in the form that the front gives all names.
@@ -38,7 +38,7 @@ func clean(h *fasthttp.RequestHeader) bool {
 		n     int
 		tail  = true // no other line comes after the first internal one
 	)
-	for line := range lines(h) {
+	for line := range hop.RawLines(h) {
 		name, _, _ := bytes.Cut(line, colon)
 		if !internal(name) {
 			tail = tail && n == 0
@@ -61,9 +61,9 @@ func clean(h *fasthttp.RequestHeader) bool {
 	if origin := h.Peek(headerOriginalHost); len(origin) > 0 {
 		h.SetHostBytes(origin)
 	}
-	var again []pair
+	var again hop.Repeated
 	if !tail {
-		again = repeated(h)
+		again = hop.RepeatedFields(h, internal)
 	}
 	// First what a hop of this process has added, which is at the end and no part of the lines.
 	h.Del(headerNamespace)
@@ -73,42 +73,11 @@ func clean(h *fasthttp.RequestHeader) bool {
 	for i := n - 1; i >= 0; i-- {
 		h.DelBytes(names[i])
 	}
-	for _, p := range again {
-		h.DelBytes(p.k)
-	}
-	for _, p := range again {
-		h.AddBytesKV(p.k, p.v)
-	}
+	again.Restore(h)
 	return true
 }
 
 var colon = []byte{':'}
-
-// lines yields the header lines as they were parsed; of a header that was put together and not parsed, "Name:" for each line.
-func lines(h *fasthttp.RequestHeader) iter.Seq[[]byte] {
-	return func(yield func([]byte) bool) {
-		raw := h.RawHeaders()
-		if len(raw) == 0 {
-			for k := range h.All() {
-				if !yield(k) {
-					return
-				}
-			}
-			return
-		}
-		for len(raw) > 0 {
-			line := raw
-			if i := bytes.IndexByte(raw, '\n'); i >= 0 {
-				line, raw = raw[:i], raw[i+1:]
-			} else {
-				raw = nil
-			}
-			if len(line) > 0 && !yield(line) {
-				return
-			}
-		}
-	}
-}
 
 // internal says whether a header is the platform's own, whatever the case of its name.
 func internal(k []byte) bool {
@@ -117,49 +86,6 @@ func internal(k []byte) bool {
 	}
 	return fold(k, headerRevision) || fold(k, headerNamespace) || fold(k, headerProxy) || fold(k, headerPassthrough) || fold(k, headerOriginalHost) ||
 		len(k) > len(prefixNetwork) && fold(k[:len(prefixNetwork)], prefixNetwork)
-}
-
-type pair struct{ k, v []byte }
-
-// repeated returns copies of all lines whose name occurs more than once, in order: fasthttp fills the gap that a removed header leaves with the
-// last one, and among lines of the same name the order has a meaning. When the internal headers came last nothing moves
-// and this is not needed.
-func repeated(h *fasthttp.RequestHeader) []pair {
-	var names [64][]byte
-	n, twice := 0, false
-	for line := range lines(h) {
-		k, _, _ := bytes.Cut(line, colon)
-		if n == len(names) {
-			twice = true // too many to compare each with each: let the map find out
-			break
-		}
-		for _, other := range names[:n] {
-			twice = twice || len(other) == len(k) && bytes.EqualFold(other, k)
-		}
-		names[n] = k
-		n++
-	}
-	if !twice {
-		return nil
-	}
-	count := make(map[string]int)
-	var out []pair
-	for line := range lines(h) {
-		k, _, _ := bytes.Cut(line, colon)
-		name := strings.ToLower(string(k))
-		count[name]++
-		if count[name] != 2 || internal(k) {
-			continue
-		}
-		switch name {
-		case "cookie", "connection", "trailer", "transfer-encoding", "host", "content-type", "content-length", "user-agent":
-			continue // fasthttp has its own places for these, and their order says nothing
-		}
-		for _, v := range h.PeekAll(name) {
-			out = append(out, pair{[]byte(name), bytes.Clone(v)})
-		}
-	}
-	return out
 }
 
 // forwarded gathers what X-Forwarded-* headers say, for the Forwarded header of RFC 7239.

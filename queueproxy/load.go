@@ -68,8 +68,10 @@ func (l *load) begin(proxied bool) bool {
 }
 
 // end counts it out; with undo it is as if it had not begun, except for the time that it has spent inside.
-func (l *load) end(proxied, undo bool) {
-	t := l.now()
+func (l *load) end(proxied, undo bool) { l.endAt(time.Now(), proxied, undo) }
+
+func (l *load) endAt(now time.Time, proxied, undo bool) {
+	t := int64(now.Sub(l.base))
 	l.mu.Lock()
 	l.all.end(t)
 	if proxied {

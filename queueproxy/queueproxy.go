@@ -120,6 +120,7 @@ func (p *Proxy) Serve(x *hop.Exchange) error {
 		p.count.refused[refusedBad].Add(1)
 		return errTooMany
 	}
+	x.Revision, x.Instance = p.cfg.Revision, p.cfg.Instance
 	if err := p.next.Serve(x); err != nil {
 		p.release()
 		p.load.end(proxied, false)
@@ -133,8 +134,9 @@ func (p *Proxy) Serve(x *hop.Exchange) error {
 // Finish gives x's slot back. It makes a Proxy its own hop.Finisher, so that a request in progress costs no allocation here.
 func (p *Proxy) Finish(x *hop.Exchange) {
 	p.release()
-	p.load.end(x.Proxied, false)
-	p.count.answered(x)
+	now := time.Now()
+	p.load.endAt(now, x.Proxied, false)
+	p.count.answered(x, now)
 }
 
 func (p *Proxy) release() {
@@ -153,9 +155,11 @@ func (p *Proxy) wait(x *hop.Exchange) error {
 	err := p.breaker.Enqueue(w)
 	if err == nil {
 		p.arm()
-		if _, err = p.breaker.Wait(w, 0); err == nil {
+		_, err = p.breaker.Wait(w, 0)
+		x.QueuedAt, x.Queued = w.Since, time.Since(w.Since)
+		if err == nil {
 			p.count.waited.Add(1)
-			p.count.waitedNanos.Add(int64(time.Since(w.Since)))
+			p.count.waitedNanos.Add(int64(x.Queued))
 			return nil
 		}
 	}

@@ -33,10 +33,14 @@ func (s *Sidecar) Serve(x *hop.Exchange) error {
 		s.answerProbe(x)
 		return nil
 	}
-	x.Proxied = string(x.Req.Header.Peek(headerProxy)) == activator
+	x.Proxied = string(x.Req.Header.PeekCanonical(proxyHeader)) == activator
 	err := s.Proxy.Serve(x)
 	switch {
 	case err == nil:
+		// The platform's own word: what comes from the function must not say that it never got there, for then it would be asked again elsewhere.
+		if len(x.Resp.Header.PeekCanonical(headerError)) > 0 {
+			x.Resp.Header.DelBytes(headerError)
+		}
 		if s.stopping() && x.Hijack == nil {
 			x.Resp.SetConnectionClose() // the next request should find another instance
 		}
@@ -51,9 +55,15 @@ func (s *Sidecar) Serve(x *hop.Exchange) error {
 	return err
 }
 
+// In the form that the header keeps them in.
+var (
+	headerError = []byte("X-Thaw-Error")
+	proxyHeader = []byte(headerProxy)
+)
+
 var (
 	errDraining     = &hop.Error{Status: 503, Reason: hop.ReasonDraining, Message: "shutting down", RetryAfter: retryAfter}
-	errNotListening = &hop.Error{Status: 502, Reason: hop.ReasonInstanceBroke, Message: "the function does not accept connections"}
+	errNotListening = &hop.Error{Status: 502, Reason: hop.ReasonUnreachable, Message: "the function does not accept connections"}
 )
 
 func (s *Sidecar) stopping() bool {

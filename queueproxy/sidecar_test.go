@@ -94,7 +94,7 @@ func TestSidecarErrors(t *testing.T) {
 
 		down = hop.ErrNotSent
 		_, err = serve(false)
-		want(err, 502, hop.ReasonInstanceBroke)
+		want(err, 502, hop.ReasonUnreachable)
 		down = nil
 
 		s.Stopping = func() bool { return true }

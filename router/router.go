@@ -8,7 +8,6 @@ package router
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,13 +17,9 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/valyala/fasthttp"
-	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/metric"
-	"go.opentelemetry.io/otel/metric/noop"
 
 	"github.com/thawrun/thaw/api"
 	"github.com/thawrun/thaw/internal/hop"
@@ -40,17 +35,12 @@ type Config struct {
 	// CacheHosts bounds the memory for hosts that need a search; 0 = 4,096.
 	CacheHosts int
 	Log        *slog.Logger
-	Meter      metric.Meter
 }
 
 // Router is a hop.Handler. Make one with New; it answers 404 until SetTable.
 type Router struct {
-	cfg      Config
-	view     atomic.Pointer[view]
-	duration metric.Float64Histogram
-
-	mu    sync.RWMutex
-	attrs map[attrKey][]metric.RecordOption // guarded by mu; slices, so that recording allocates none
+	cfg  Config
+	view atomic.Pointer[view]
 }
 
 // view is a table with what has been found in it the long way.
@@ -73,17 +63,7 @@ func New(cfg Config) (*Router, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	if cfg.Meter == nil {
-		cfg.Meter = noop.Meter{}
-	}
-	r := &Router{cfg: cfg, attrs: make(map[attrKey][]metric.RecordOption)}
-	var err error
-	r.duration, err = cfg.Meter.Float64Histogram("http.server.request.duration", metric.WithUnit("s"),
-		metric.WithDescription("Time from the arrival of a request to the end of its answer."),
-		metric.WithExplicitBucketBoundaries(.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 60))
-	if err != nil {
-		return nil, err
-	}
+	r := &Router{cfg: cfg}
 	r.SetTable(&routes.Table{})
 	return r, nil
 }
@@ -95,6 +75,12 @@ func (r *Router) SetTable(t *routes.Table) {
 		panic(err) // only for a size below 1
 	}
 	r.view.Store(&view{t, c})
+}
+
+// Public says whether a host (lower case, without a port) stands in the table by its own name and may be called from outside.
+func (r *Router) Public(host string) bool {
+	rt := r.view.Load().table.Hosts[host]
+	return rt != nil && !rt.Local && !strings.HasPrefix(host, "*")
 }
 
 // maxHost is the longest host name there is (RFC 1035).
@@ -160,21 +146,35 @@ var internalHeaders = []string{
 	"K-Proxy-Request", "K-Original-Host", "K-Passthrough-Lb", "K-Network-Probe", "K-Network-Hash", "K-Kubelet-Probe",
 }
 
-// mayBeInternal says whether any field's name begins as the internal ones do. Hardly a request from outside has one, and
-// looking once at the first byte of each line is a tenth of looking for nine names.
-func mayBeInternal(raw []byte) bool {
+// foreign says whether lines of a header hold anything that has to be removed. Hardly a request from outside does, and looking once at the first byte
+// of each line is a tenth of looking for nine names. Revision and namespace, one line each, are what a router before this one has
+// written: they are written over. A header without lines was not parsed from HTTP/1 and may hold anything.
+func foreign(raw []byte) bool {
+	if len(raw) == 0 {
+		return true
+	}
+	revisions, namespaces := 0, 0
 	for len(raw) > 2 {
 		if raw[0]|0x20 == 'k' && (raw[1] == '-' || raw[1]|0x20 == 'n') {
-			return true
+			switch name, _, _ := bytes.Cut(raw[:min(len(raw), len(headerNamespace)+1)], colon); string(name) {
+			case string(headerRevision):
+				revisions++
+			case string(headerNamespace):
+				namespaces++
+			default:
+				return true
+			}
 		}
 		i := bytes.IndexByte(raw, '\n')
 		if i < 0 {
-			return false
+			break
 		}
 		raw = raw[i+1:]
 	}
-	return false
+	return revisions > 1 || namespaces > 1
 }
+
+var colon = []byte{':'}
 
 // Serve routes x.
 func (r *Router) Serve(x *hop.Exchange) error {
@@ -183,8 +183,8 @@ func (r *Router) Serve(x *hop.Exchange) error {
 	if rt == nil || (rt.Local && !r.cfg.Inside(x.RemoteAddr)) || len(rt.Targets) == 0 && rt.Tag == "" {
 		return &hop.Error{Status: 404, Reason: hop.ReasonNoService, Message: fmt.Sprintf("no service for host %q", printable(h.Host()))}
 	}
-	x.Namespace, x.Service, x.Tag = rt.Namespace, rt.Service, rt.Tag
-	if tag := h.Peek("Knative-Serving-Tag"); rt.Tag == "" && len(tag) > 0 {
+	x.Namespace, x.Service, x.Tag, x.Limits = rt.Namespace, rt.Service, rt.Tag, rt.Limits
+	if tag := h.PeekCanonical(headerTag); rt.Tag == "" && len(tag) > 0 {
 		if id, ok := rt.Tags[string(tag)]; ok {
 			x.Revision, x.Tag = id, string(tag)
 		}
@@ -194,21 +194,10 @@ func (r *Router) Serve(x *hop.Exchange) error {
 	}
 	r.stamp(x)
 	err := r.cfg.Next.Serve(x)
-	if err == nil {
-		x.Resp.Header.Del("X-Thaw-Error") // the platform's own word: an answer of the function must not use it
-		x.OnFinish(r)
-		return nil
+	if err == nil && len(x.Resp.Header.PeekCanonical(headerError)) > 0 {
+		x.Resp.Header.DelBytes(headerError) // the platform's own word: an answer of the function must not use it
 	}
-	r.record(x, statusOf(err))
 	return err
-}
-
-func statusOf(err error) int {
-	var e *hop.Error
-	if errors.As(err, &e) {
-		return e.Status
-	}
-	return fasthttp.StatusServiceUnavailable
 }
 
 // Field names in the form that the header keeps them in: setting them needs no normalization.
@@ -220,6 +209,7 @@ var (
 	headerProto     = []byte("X-Forwarded-Proto")
 	headerHost      = []byte("X-Forwarded-Host")
 	headerForwarded = []byte("Forwarded")
+	headerError     = []byte("X-Thaw-Error")
 )
 
 // scratch holds the values while they are put together.
@@ -228,24 +218,14 @@ var scratch = sync.Pool{New: func() any { b := make([]byte, 0, 512); return &b }
 // stamp tells the next steps and the function where the request came from and where it goes.
 func (r *Router) stamp(x *hop.Exchange) {
 	h := &x.Req.Header
-	if raw := h.RawHeaders(); len(raw) == 0 || mayBeInternal(raw) { // no raw form: the header was not parsed from HTTP/1
-		for _, k := range internalHeaders {
-			h.Del(k)
-		}
+	if foreign(h.RawHeaders()) {
+		hop.Remove(h, internalHeaders...)
 	}
 	bp := scratch.Get().(*[]byte)
 	defer scratch.Put(bp)
 	b := (*bp)[:0]
 	set := func(key []byte, from int) { h.SetCanonical(key, b[from:]) }
 
-	b = append(b, x.Revision...)
-	slash := bytes.IndexByte(b, '/')
-	set(headerRevision, slash+1)
-	h.SetCanonical(headerNamespace, b[:max(slash, 0)])
-	if x.Tag != "" {
-		b = append(b[:0], x.Tag...)
-		set(headerTag, 0)
-	}
 	proto := "http"
 	if x.TLS {
 		proto = "https"
@@ -270,18 +250,30 @@ func (r *Router) stamp(x *hop.Exchange) {
 	set(headerProto, 0)
 	b = append(b[:0], host...) // not host itself: it lies in the header that is written to
 	set(headerHost, 0)
+	if x.Tag != "" {
+		b = append(b[:0], x.Tag...)
+		set(headerTag, 0)
+	}
+	// Last, since that is where the queue-proxy can take them away without a thought for the order of what follows.
+	b = append(b[:0], x.Revision...)
+	slash := bytes.IndexByte(b, '/')
+	set(headerRevision, slash+1)
+	h.SetCanonical(headerNamespace, b[:max(slash, 0)])
 	*bp = b
 }
 
-// appendOld appends what a field that is a comma-separated list has so far, as one line, and takes it out of the header.
+// appendOld appends what a field that is a comma-separated list has so far, as one line. It leaves at most one line of it in the header, to be set anew.
 func appendOld(b []byte, h *fasthttp.RequestHeader, key []byte) []byte {
 	if len(h.PeekCanonical(key)) == 0 {
 		return b
 	}
-	for _, v := range h.PeekAll(string(key)) {
+	all := h.PeekAll(string(key))
+	for _, v := range all {
 		b = append(append(b, v...), ", "...)
 	}
-	h.DelBytes(key)
+	if len(all) > 1 {
+		hop.Remove(h, string(key))
+	}
 	return b
 }
 
@@ -332,33 +324,3 @@ func printable(b []byte) string {
 	}
 	return string(b)
 }
-
-// attrKey is what a measurement is attributed to.
-type attrKey struct {
-	namespace, service string
-	status             int
-}
-
-// Finish records a request whose answer is complete.
-func (r *Router) Finish(x *hop.Exchange) { r.record(x, x.Resp.StatusCode()) }
-
-func (r *Router) record(x *hop.Exchange, status int) {
-	k := attrKey{x.Namespace, x.Service, status}
-	r.mu.RLock()
-	opts := r.attrs[k]
-	r.mu.RUnlock()
-	if opts == nil {
-		opts = []metric.RecordOption{metric.WithAttributeSet(attribute.NewSet(
-			attribute.String("namespace", k.namespace), attribute.String("service", k.service), attribute.Int("http.response.status_code", k.status)))}
-		r.mu.Lock()
-		if len(r.attrs) >= maxAttrs {
-			clear(r.attrs) // services come and go: it is only a cache
-		}
-		r.attrs[k] = opts
-		r.mu.Unlock()
-	}
-	r.duration.Record(context.Background(), time.Since(x.Arrived).Seconds(), opts...)
-}
-
-// maxAttrs bounds the cache of attribute sets.
-const maxAttrs = 10_000

@@ -1,6 +1,7 @@
 package router
 
 import (
+	"bufio"
 	"fmt"
 	"math"
 	"net"
@@ -112,6 +113,31 @@ func TestStamps(t *testing.T) {
 	}
 	if got := x.Resp.Header.Peek("X-Thaw-Error"); len(got) > 0 {
 		t.Errorf("the function's X-Thaw-Error got out: %s", got)
+	}
+}
+
+// Lines of one name keep their order, whatever the router removes or sets beside them.
+func TestOrderOfRepeatedFields(t *testing.T) {
+	r, err := New(Config{Next: hop.HandlerFunc(func(*hop.Exchange) error { return nil })})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.SetTable(table())
+	for _, others := range []string{"X-Forwarded-For: 1.2.3.4\r\n", "X-Forwarded-For: 1.2.3.4\r\nX-Forwarded-For: 5.6.7.8\r\n", "Forwarded: for=a\r\n", "K-Network-Hash: x\r\nk-network-hash: y\r\n"} {
+		x := newExchange("")
+		if err := x.Req.Header.Read(bufio.NewReader(strings.NewReader("GET / HTTP/1.1\r\nHost: hello.default.localhost\r\n" + others + "X-A: 1\r\nX-A: 2\r\nX-A: 3\r\n\r\n"))); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Serve(x); err != nil {
+			t.Fatal(err)
+		}
+		h := &x.Req.Header
+		if got := fmt.Sprintf("%s", h.PeekAll("X-A")); got != "[1 2 3]" {
+			t.Errorf("%q: %s", others, got)
+		}
+		if strings.Contains(others, "For") && len(h.PeekAll("X-Forwarded-For")) != 1 || len(h.PeekAll("K-Network-Hash")) > 0 {
+			t.Errorf("%q: %s", others, h)
+		}
 	}
 }
 

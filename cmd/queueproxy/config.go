@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/thawrun/thaw/api"
+	"github.com/thawrun/thaw/internal/observe"
 	"github.com/thawrun/thaw/queueproxy"
 )
 
@@ -37,6 +38,7 @@ type config struct {
 	drainCancel  time.Duration // a drain by hook is taken back without SIGTERM within this; 0 = never
 	drainTimeout time.Duration // 0 = a drain ends with the last request, whenever that is
 
+	observe  observe.Config // access log and traces
 	logLevel slog.Level
 	version  bool
 	notes    []string // what was given and has no effect
@@ -57,9 +59,8 @@ var ignored = []struct {
 	nothing    []string
 }{
 	{"QUEUE_SERVING_TLS_PORT", "TLS between the hops is not served", []string{"", "8112"}}, // always given; without certificates it is not served there either
-	{"ENABLE_HTTP2_AUTO_DETECTION", "what the function speaks is not found out by trying; say --upstream-protocol", []string{"", "false"}},
-	{"SERVING_REQUEST_LOG_TEMPLATE", "there is no request log yet", []string{""}},
-	{"SERVING_ENABLE_REQUEST_LOG", "there is no request log yet", []string{"", "false"}},
+	{"SERVING_REQUEST_LOG_TEMPLATE", "Go templates are not understood; say --access-log and --access-log-format", []string{""}},
+	{"SERVING_ENABLE_REQUEST_LOG", "say --access-log", []string{"", "false"}},
 	{"ENABLE_PROFILING", "there is no profiling port", []string{"", "false"}},
 	{"ENABLE_MULTI_CONTAINER_PROBES", "only the container with the port is probed", []string{"", "false"}},
 }
@@ -95,7 +96,7 @@ func configure(args []string, env func(string) (string, bool), out io.Writer) (*
 	fs.DurationVar(&timeout, "timeout", 0, "total time of an answer, from the moment the function gets the request; 0 = no limit")
 	fs.DurationVar(&start, "response-start-timeout", 0, "time to the head of the answer; 0 = no limit")
 	fs.DurationVar(&idle, "idle-timeout", 0, "time between two bytes of the answer; 0 = no limit")
-	fs.StringVar(&protocol, "upstream-protocol", "auto", "what the upstream speaks: h1, h2c (HTTP/2 without TLS), or auto: h2c if QUEUE_SERVING_PORT is 8013, else h1")
+	fs.StringVar(&protocol, "upstream-protocol", "auto", "what the upstream speaks: h1, h2c (HTTP/2 without TLS), or auto: h2c if QUEUE_SERVING_PORT is 8013, else what each request came by, if the upstream takes h2c")
 	fs.StringVar(&probe, "readiness-probe", "", "Kubernetes probe as `JSON`; answers probes with K-Network-Probe: queue")
 	fs.StringVar(&admin, "admin", "", "`address` for /wait-for-drain, /healthz")
 	fs.StringVar(&stats, "stats", "", "`address` for the autoscaler's statistics: /metrics, /stats")
@@ -106,6 +107,7 @@ func configure(args []string, env func(string) (string, bool), out io.Writer) (*
 	fs.DurationVar(&c.drainQuiet, "drain-quiet", 0, "after SIGTERM, go on serving until so long has passed without a request")
 	fs.DurationVar(&c.drainCancel, "drain-cancel", time.Second, "take a drain by /wait-for-drain back when no SIGTERM comes within this; 0 = never")
 	fs.DurationVar(&c.drainTimeout, "drain-timeout", 0, "cut what is left after this; 0 = wait for the last request")
+	c.observe.Flags(fs)
 	fs.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	fs.BoolVar(&c.version, "version", false, "print the version and end")
 	if err := fs.Parse(args); err != nil {
@@ -174,7 +176,10 @@ func configure(args []string, env func(string) (string, bool), out io.Writer) (*
 		}
 	}
 	switch protocol {
-	case "auto": // as the environment says, else HTTP/1.1
+	case "auto":
+		if c.protocol == "" { // the environment does not say
+			c.protocol = "auto"
+		}
 	case "h1":
 		c.protocol = ""
 	case "h2c":

@@ -109,8 +109,11 @@ func TestConfigureErrors(t *testing.T) {
 
 func TestConfigureNotes(t *testing.T) {
 	c, err := configure(nil, environment("QUEUE_SERVING_PORT", "8013", "ENABLE_HTTP2_AUTO_DETECTION", "true", "SERVING_REQUEST_LOG_TEMPLATE", "{{.}}"), io.Discard)
-	if err != nil || len(c.notes) != 2 || c.protocol != "h2c" {
+	if err != nil || len(c.notes) != 1 || c.protocol != "h2c" {
 		t.Fatal(err, c.notes)
+	}
+	if c, err = configure(nil, environment("QUEUE_SERVING_PORT", "8012"), io.Discard); err != nil || c.protocol != "auto" {
+		t.Fatal(err, c.protocol)
 	}
 }
 

@@ -15,7 +15,11 @@ import (
 	"github.com/thawrun/thaw/internal/endpoints"
 	"github.com/thawrun/thaw/internal/forward"
 	"github.com/thawrun/thaw/internal/front"
+	"github.com/thawrun/thaw/internal/observe"
 	"github.com/thawrun/thaw/internal/probe"
+	"github.com/thawrun/thaw/internal/sock"
+	"github.com/thawrun/thaw/internal/trace"
+	"github.com/thawrun/thaw/internal/trace/otlplean"
 	"github.com/thawrun/thaw/queueproxy"
 )
 
@@ -31,6 +35,7 @@ type server struct {
 	log     *slog.Logger
 	proxy   *queueproxy.Proxy
 	front   *front.Server
+	watch   *observe.Observer
 	ln      net.Listener
 	side    []*sideServer
 	started time.Time
@@ -60,17 +65,23 @@ func start(c *config, log *slog.Logger) (_ *server, err error) {
 		sidecar.Ready = ready(prober)
 	}
 	s.proxy = queueproxy.New(c.proxy(), forward.New(forward.Config{
-		Addr: c.upstream, Protocol: c.protocol, Total: c.total, ResponseStart: c.responseStart, Idle: c.idle,
+		Addr: c.upstream, Protocol: c.protocol, Total: c.total, ResponseStart: c.responseStart, Idle: c.idle, DialTimeout: forward.LoneDialTimeout,
 	}))
 	sidecar.Proxy = s.proxy
-	s.front = front.New(front.Config{Log: log}, sidecar)
+	watch := c.observe
+	watch.Span, watch.Service, watch.Version, watch.Log = "queueproxy.serve", "thaw-queueproxy", version, log
+	watch.Exporter = func(url string, resource []trace.Attr) trace.Exporter { return otlplean.New(url, resource) }
+	if s.watch, err = observe.New(watch); err != nil {
+		return nil, err
+	}
+	s.front = front.New(front.Config{Observer: s.watch.Front(), Log: log}, sidecar)
 
 	defer func() {
 		if err != nil {
 			s.closeListeners()
 		}
 	}()
-	if s.ln, err = net.Listen("tcp", c.listen); err != nil {
+	if s.ln, err = sock.Listen(c.listen); err != nil {
 		return nil, fmt.Errorf("cannot serve requests: %w", err)
 	}
 	for _, side := range []struct {
@@ -144,6 +155,8 @@ func (s *server) run(ctx context.Context) error {
 	}
 	end := make(chan struct{})
 	reporting.Go(func() { s.report(end) })
+	watching, unwatch := context.WithCancel(context.Background())
+	reporting.Go(func() { _ = s.watch.Run(watching) }) // what it could not write it has said
 
 	var err error
 	select {
@@ -155,6 +168,7 @@ func (s *server) run(ctx context.Context) error {
 	err = errors.Join(err, s.drain())
 	close(s.drained) // answers /wait-for-drain, whose server ends last
 	close(end)
+	unwatch()
 	reporting.Wait()
 	hurry, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()

@@ -113,6 +113,7 @@ func (s *server) metricsHandler() http.Handler {
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", textFormat)
 		_ = queueproxy.WriteMetrics(w, []*queueproxy.Proxy{s.proxy})
+		_ = s.watch.WriteMetrics(w)
 		fmt.Fprintf(w, "# HELP process_start_time_seconds Start of the process since the epoch.\n# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds %.3f\n",
 			float64(s.started.UnixMilli())/1000)
 		fmt.Fprintf(w, "# HELP go_goroutines Goroutines that exist.\n# TYPE go_goroutines gauge\ngo_goroutines %d\n", runtime.NumGoroutine())

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"time"
+
 	"github.com/spf13/cobra"
 
 	"github.com/thawrun/thaw/cmd/thaw/demo"
+	"github.com/thawrun/thaw/cmd/thaw/demonet"
 	"github.com/thawrun/thaw/cmd/thaw/verbs"
 )
 
@@ -31,6 +34,22 @@ neither root nor Docker and takes less than a minute.`,
 	f.StringVar(&cfg.Listen, "listen", "", "address of the ingress (default: a free port)")
 	f.StringVar(&cfg.API, "api", "", "address of the API server (default: a free port)")
 	f.BoolVarP(&verbose, "verbose", "v", false, "show the server's log")
+	cmd.AddCommand(newDemoNetCommand(env))
+	return cmd
+}
+
+// newDemoNetCommand is `thaw demo net`.
+func newDemoNetCommand(env *verbs.Env) *cobra.Command {
+	cfg := demonet.Config{Out: env.Stdout}
+	cmd := &cobra.Command{
+		Use:   "net",
+		Short: "Watch functions reach two tenants' networks with the same addresses, through a failover",
+		Long: `Makes two workers, a pair of gateways, and two tenants with the same addresses out of network namespaces (Linux, root), pulls all
+cables of the active gateway while connections talk, and shows three ways into a tenant's network side by side. Nothing is left when it ends.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return demonet.Run(cmd.Context(), cfg) },
+	}
+	cmd.Flags().DurationVar(&cfg.Delay, "eni-delay", 2*time.Second, "what a cloud would take to make a NIC, for the comparison")
 	return cmd
 }
 

@@ -8,6 +8,8 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
+
 	"github.com/thawrun/thaw/cmd/thaw/verbs"
 )
 
@@ -17,6 +19,7 @@ var version = "dev"
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	limitMemory(memlimit.FromCgroup)
 	env := verbs.System(version)
 	os.Exit(verbs.Main(ctx, newRootCommand(env), env))
 }

@@ -7,7 +7,15 @@ import (
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
+
+	"github.com/KimMachineGun/automemlimit/memlimit"
 )
+
+// limitMemory makes nine tenths of what the process' cgroup may use the soft limit of Go's memory, unless GOMEMLIMIT says another: a container is
+// not killed for garbage, and the bounds of queues follow it. Without a limit, or without cgroups, nothing changes.
+func limitMemory(provider memlimit.Provider) {
+	_, _ = memlimit.SetGoMemLimitWithOpts(memlimit.WithProvider(provider), memlimit.WithRatio(0.9))
+}
 
 // Bounds of keepSmall.
 const (

@@ -16,8 +16,10 @@ It speaks the Knative Serving API, so Service YAML, kn and kubectl work against 
 
 Start a server with "thaw dev", then deploy something: "thaw deploy hello --dir examples/hello-go".`,
 	}
-	root.AddCommand(newDevCommand(env), newDemoCommand(env), newDemoFunction())
+	root.AddCommand(newDevCommand(env), newDemoCommand(env), newDemoFunction(), newStoreCommand(env), newAutoscalerCommand(env), newSimulateCommand(env),
+		newEtcdCommand(env), newControlCommand(env), newAgentCommand(env), newHealthCommand(env), newHoldCommand(env), newHAVIPCommand(env), newDoctorCommand(env))
 	root.AddCommand(newStandaloneCommands(env)...)
 	root.AddCommand(verbs.Commands(env)...)
+	addGatewayRole(env, root)
 	return root
 }

@@ -75,6 +75,10 @@ func makeDocuments(thawVersion string) (*documents, error) {
 	lists := map[string][]apiResource{}
 	for _, k := range api.Kinds {
 		g := group(k)
+		categories := []string{"all", "knative", "serving"}
+		if g == api.NetGroup {
+			categories = []string{"net"} // "get all" is about what serves requests
+		}
 		gv := groupVersion{k.APIVersion, version(k)}
 		i := slices.IndexFunc(groups, func(a apiGroup) bool { return a.Name == g })
 		if i < 0 {
@@ -86,7 +90,7 @@ func makeDocuments(thawVersion string) (*documents, error) {
 		}
 		lists[k.APIVersion] = append(lists[k.APIVersion],
 			apiResource{Name: k.Plural, SingularName: k.Singular, Namespaced: true, Kind: k.Kind, ShortNames: k.ShortNames,
-				Categories: []string{"all", "knative", "serving"},
+				Categories: categories,
 				Verbs:      []string{"create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"}},
 			apiResource{Name: k.Plural + "/status", Namespaced: true, Kind: k.Kind, Verbs: []string{"get"}})
 	}

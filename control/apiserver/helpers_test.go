@@ -62,6 +62,8 @@ type flakyStore struct {
 	err  error
 	hang bool
 
+	late time.Duration // how much later a write is done
+
 	progress chan int64 // marks of progress that are put into every watch, if not nil
 }
 
@@ -130,6 +132,7 @@ func (s *flakyStore) Put(ctx context.Context, key string, value []byte, expect i
 	if err := s.fault(ctx); err != nil {
 		return 0, err
 	}
+	time.Sleep(s.late)
 	return s.Store.Put(ctx, key, value, expect)
 }
 

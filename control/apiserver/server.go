@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -62,6 +63,8 @@ type Server struct {
 	resources map[string]*api.Kind // by "group/version/plural"
 	documents *documents
 	origin    *http.CrossOriginProtection
+
+	settling sync.Mutex // held while an object is stored that others of its kind have to get on with
 
 	inFlight  gauge
 	watches   gauge

@@ -3,6 +3,7 @@ package apiserver
 import (
 	"net/url"
 	"strconv"
+	"strings"
 
 	"github.com/thawrun/thaw/api"
 )
@@ -87,7 +88,7 @@ func replicas(n *int32) any {
 	return *n
 }
 
-// columnsOf returns Knative's columns of a kind.
+// columnsOf returns the columns of a kind; Knative's where it has the kind.
 func columnsOf(k *api.Kind) []column {
 	cols := []column{nameColumn}
 	url := func(get func(api.Object) string) column {
@@ -113,6 +114,29 @@ func columnsOf(k *api.Kind) []column {
 		cols = append(cols, url(func(o api.Object) string { return o.(*api.Route).Status.URL }))
 	case api.DomainMappings:
 		cols = append(cols, url(func(o api.Object) string { return o.(*api.DomainMapping).Status.URL }))
+	case api.VPCs:
+		cols = append(cols,
+			textColumn("CIDRs", "Ranges that its subnets lie in.", func(o api.Object) any { return orNil(strings.Join(o.(*api.VPC).Spec.CIDRs, ",")) }),
+			textColumn("Subnets", "Its subnets.", func(o api.Object) any { return orNil(strings.Join(o.(*api.VPC).Status.Subnets, ",")) }))
+	case api.Subnets:
+		cols = append(cols,
+			textColumn("VPC", "Its VPC.", func(o api.Object) any { return orNil(o.(*api.Subnet).Spec.VPC) }),
+			column{tableColumn{Name: "Key", Type: "integer", Description: "What its packets carry in tunnels."},
+				func(o api.Object) any { return o.(*api.Subnet).Status.Key }},
+			textColumn("CIDR", "Its addresses.", func(o api.Object) any { return orNil(o.(*api.Subnet).Spec.CIDR) }),
+			textColumn("HAVIPs", "Addresses that functions are seen under.", func(o api.Object) any { return orNil(strings.Join(o.(*api.Subnet).Status.HAVIPs, ",")) }),
+			textColumn("Gateway", "Its pair of gateways.", func(o api.Object) any { return orNil(o.(*api.Subnet).Status.Gateway) }))
+	case api.Gateways:
+		cols = append(cols,
+			textColumn("Subnet", "The subnet that it leads to.", func(o api.Object) any { return orNil(o.(*api.Gateway).Spec.Subnet) }),
+			textColumn("HAVIPs", "Addresses that functions are seen under.", func(o api.Object) any { return orNil(strings.Join(o.(*api.Gateway).Status.HAVIPs, ",")) }),
+			textColumn("State", "State of the pair.", func(o api.Object) any { return orNil(o.(*api.Gateway).Status.State) }),
+			textColumn("Master", "Node of the member that carries the traffic.", func(o api.Object) any { return orNil(o.(*api.Gateway).Master()) }))
+	case api.ElasticIPs:
+		cols = append(cols,
+			textColumn("Address", "The public address.", func(o api.Object) any { return orNil(o.(*api.ElasticIP).Spec.Address) }),
+			textColumn("Subnet", "What it is bound to.", func(o api.Object) any { return orNil(o.(*api.ElasticIP).Spec.Subnet) }),
+			textColumn("HAVIP", "Address in the subnet.", func(o api.Object) any { return orNil(o.(*api.ElasticIP).Status.HAVIP) }))
 	case api.Revisions:
 		cols = append(cols,
 			textColumn("Config Name", "Configuration that stamped it.", func(o api.Object) any { return orNil(o.Meta().Labels[api.LabelConfiguration]) }),

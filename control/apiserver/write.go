@@ -197,18 +197,24 @@ func (s *Server) insert(ctx context.Context, k *api.Kind, o api.Object, opts wri
 		if err != nil {
 			return nil, warnings, err
 		}
+		release, err := s.settle(ctx, o)
+		if err != nil {
+			return nil, warnings, err
+		}
+		var stored api.Object
 		if opts.dryRun {
-			o, err = s.pretendCreate(ctx, k, o)
+			stored, err = s.pretendCreate(ctx, k, o)
 		} else {
-			var stored api.Object
-			if stored, err = s.store.Create(ctx, k, o); err == nil {
-				return stored, warnings, nil
-			}
+			stored, err = s.store.Create(ctx, k, o)
+		}
+		release()
+		if err == nil {
+			return stored, warnings, nil
 		}
 		if generated && errors.Is(err, state.ErrExists) && try < writeTries {
 			continue
 		}
-		return o, warnings, fromStore(err, k, m.Name)
+		return nil, warnings, fromStore(err, k, m.Name)
 	}
 }
 
@@ -347,7 +353,13 @@ func (s *Server) rewrite(ctx context.Context, w http.ResponseWriter, r *http.Req
 			warn(w.Header(), warnings)
 			return err
 		}
+		release, err := s.settle(ctx, o)
+		if err != nil {
+			warn(w.Header(), warnings)
+			return err
+		}
 		if opts.dryRun {
+			release()
 			if !api.EqualSpec(o, old) {
 				m.Generation++
 			}
@@ -355,6 +367,7 @@ func (s *Server) rewrite(ctx context.Context, w http.ResponseWriter, r *http.Req
 			return s.answer(w, r, f, t.kind, http.StatusOK, o)
 		}
 		stored, err := s.store.Update(ctx, t.kind, o)
+		release()
 		if errors.Is(err, state.ErrConflict) && try < writeTries {
 			continue // if the client named a resource version, the next round refuses it
 		}
@@ -448,8 +461,12 @@ func (s *Server) delete(ctx context.Context, w http.ResponseWriter, r *http.Requ
 
 func (s *Server) remove(ctx context.Context, k *api.Kind, namespace, name string, opts deleteOptions) (api.Object, error) {
 	pre := opts.Preconditions
+	release, err := s.unused(ctx, k, namespace, name)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	var o api.Object
-	var err error
 	if opts.dry() || pre.UID != "" || pre.ResourceVersion != "" {
 		if o, err = s.store.Get(ctx, k, namespace, name); err != nil {
 			return nil, fromStore(err, k, name)
@@ -493,7 +510,7 @@ func (s *Server) deleteCollection(ctx context.Context, w http.ResponseWriter, r 
 		each.Preconditions.UID = o.Meta().UID // not one of the same name that was made meanwhile
 		removed, err := s.remove(ctx, t.kind, o.Meta().Namespace, o.Meta().Name, each)
 		var se *statusError
-		if errors.As(err, &se) && (se.s.Code == http.StatusNotFound || se.s.Code == http.StatusConflict && opts.Preconditions.UID == "") {
+		if errors.As(err, &se) && (se.s.Code == http.StatusNotFound || se.s.Code == http.StatusConflict && opts.Preconditions.UID == "" && !isNeighbour(t.kind)) { // one that is in use is to be told
 			continue
 		}
 		if err != nil {

@@ -3,10 +3,12 @@ package apiserver
 import (
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/thawrun/thaw/api"
 )
@@ -442,6 +444,7 @@ func TestWriteRace(t *testing.T) {
 			}
 			api.StatusOf(o).Annotations = map[string]string{"n": fmt.Sprint(i)}
 			r.store.UpdateStatus(t.Context(), api.Services, o)
+			time.Sleep(time.Duration(rand.IntN(400)) * time.Microsecond) // without any room between two changes nobody else would ever win
 		}
 	})
 	ok := 0

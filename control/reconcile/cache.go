@@ -8,6 +8,9 @@ import (
 	"github.com/thawrun/thaw/api"
 )
 
+// netKinds are the kinds of tenants' networks.
+var netKinds = []*api.Kind{api.VPCs, api.Subnets, api.Gateways, api.ElasticIPs}
+
 // name is an object's place within its kind.
 type name struct{ namespace, name string }
 
@@ -81,12 +84,14 @@ type cache struct {
 	revisions      shelf[*api.Revision]
 	routes         shelf[*api.Route]
 	mappings       shelf[*api.DomainMapping]
+	net            map[*api.Kind]*shelf[api.Object] // VPCs and the like: few, and kept whole
 
-	revisionsOf     index[name]   // configuration -> its revisions
-	routesOfConfig  index[name]   // configuration -> routes whose spec names it
-	routesOfRev     index[name]   // revision -> routes whose spec or status names it
-	mappingsOfHost  index[string] // host -> domain mappings of that name in all namespaces
-	mappingsOfRoute index[name]   // service or route -> domain mappings that refer to it
+	revisionsOf       index[name]   // configuration -> its revisions
+	revisionsOfSubnet index[name]   // namespace and VPC/SUBNET -> revisions that join it
+	routesOfConfig    index[name]   // configuration -> routes whose spec names it
+	routesOfRev       index[name]   // revision -> routes whose spec or status names it
+	mappingsOfHost    index[string] // host -> domain mappings of that name in all namespaces
+	mappingsOfRoute   index[name]   // service or route -> domain mappings that refer to it
 
 	// wanted has the configurations that wait for the name of a revision which is not theirs, by that revision.
 	wanted index[name]
@@ -96,9 +101,14 @@ type cache struct {
 }
 
 func newCache() *cache {
-	return &cache{services: newShelf((*outline).at), configurations: newShelf((*outline).at),
+	net := map[*api.Kind]*shelf[api.Object]{}
+	for _, k := range netKinds {
+		s := newShelf(version[api.Object])
+		net[k] = &s
+	}
+	return &cache{net: net, services: newShelf((*outline).at), configurations: newShelf((*outline).at),
 		revisions: newShelf(version[*api.Revision]), routes: newShelf(version[*api.Route]), mappings: newShelf(version[*api.DomainMapping]),
-		words: words{}, outset: true, revisionsOf: index[name]{}, routesOfConfig: index[name]{}, routesOfRev: index[name]{},
+		words: words{}, outset: true, revisionsOf: index[name]{}, revisionsOfSubnet: index[name]{}, routesOfConfig: index[name]{}, routesOfRev: index[name]{},
 		mappingsOfHost: index[string]{}, mappingsOfRoute: index[name]{}, wanted: index[name]{}}
 }
 
@@ -129,8 +139,10 @@ func (c *cache) seenLocked(o api.Object) *int64 {
 		return &c.revisions.seen
 	case *api.Route:
 		return &c.routes.seen
+	case *api.DomainMapping:
+		return &c.mappings.seen
 	}
-	return &c.mappings.seen
+	return &c.net[api.KindOf(o)].seen
 }
 
 // saw notes that the watch has told everything about o's kind up to a revision of the store.
@@ -171,7 +183,7 @@ func (c *cache) putLocked(o api.Object) (old api.Object, changed bool) {
 		}
 		return orNil(was), ok
 	}
-	return nil, false
+	return c.net[api.KindOf(o)].put(nameOf(o), o)
 }
 
 // drop removes an object that was deleted at the given revision of the store; old is what is gone.
@@ -205,7 +217,7 @@ func (c *cache) drop(o api.Object, at int64) (old api.Object, changed bool) {
 		}
 		return orNil(was), ok
 	}
-	return nil, false
+	return c.net[api.KindOf(o)].drop(n, at)
 }
 
 // orNil turns a typed nil into a plain one.
@@ -223,9 +235,17 @@ func orNil[T interface {
 func (c *cache) indexRevision(old, now *api.Revision) {
 	if old != nil {
 		c.revisionsOf.remove(name{old.Namespace, old.ConfigurationName()}, nameOf(old))
+		if ref := old.Annotations[api.AnnotationSubnet]; ref != "" {
+			c.revisionsOfSubnet.remove(name{old.Namespace, ref}, nameOf(old))
+		}
 	}
 	if now != nil && now.ConfigurationName() != "" {
 		c.revisionsOf.add(name{now.Namespace, now.ConfigurationName()}, nameOf(now))
+	}
+	if now != nil {
+		if ref := now.Annotations[api.AnnotationSubnet]; ref != "" {
+			c.revisionsOfSubnet.add(name{now.Namespace, ref}, nameOf(now))
+		}
 	}
 }
 
@@ -307,6 +327,13 @@ func (c *cache) route(n name) *api.Route {
 	return c.routes.objects[n]
 }
 
+// netObject returns a VPC or the like.
+func (c *cache) netObject(k *api.Kind, n name) api.Object {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.net[k].objects[n]
+}
+
 // revisionsOfConfig returns a configuration's revisions, in no order.
 func (c *cache) revisionsOfConfig(n name) []*api.Revision {
 	c.mu.RLock()
@@ -366,8 +393,10 @@ func (c *cache) all(k *api.Kind) []api.Object {
 		return values(c.revisions.objects)
 	case api.Routes:
 		return values(c.routes.objects)
+	case api.DomainMappings:
+		return values(c.mappings.objects)
 	}
-	return values(c.mappings.objects)
+	return values(c.net[k].objects)
 }
 
 func values[T api.Object](m map[name]T) []api.Object {

@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"strings"
 	"time"
+
+	"github.com/thawrun/thaw/api"
 )
 
 // Config holds the settings of the reconcilers. Zero values mean the defaults named at each field.
@@ -43,8 +45,25 @@ type Config struct {
 	// serving.knative.dev/rollout-duration of a route goes before it. Default 0: at once.
 	RolloutDuration time.Duration
 
+	// Prepare is told that the share weight, in (0, 1], of the requests of one revision is about to go to another one, and says whether
+	// that has the instances for it. Until it does, and for PrepareWait at most, a route stays as it is. Default: nothing is waited for.
+	Prepare func(from, to api.RevisionID, weight float64) (ready bool)
+	// PrepareWait bounds how long a change of a route waits for Prepare. Default 10 s.
+	PrepareWait time.Duration
+
 	// GC says which revisions are forgotten. The zero value means DefaultGC; to switch collection off set Disabled.
 	GC GC
+
+	// Network makes pairs of gateways, for functions that join a subnet. nil: there is none, and such functions do not get ready.
+	Network Network
+	// FirstKey and LastKey bound the keys of subnets, of 32 bits and never 0. Default 1 to 2^24-1, which tunnels of every kind can carry.
+	FirstKey, LastKey uint32
+	// MaxPairs bounds the number of gateways, and their IDs. Default 50,000.
+	MaxPairs int
+	// GatewayLinger is how long a gateway stays after the last function of its subnet. Default 1 h; negative: it goes at once.
+	GatewayLinger time.Duration
+	// GatewayTimeout bounds one call to the network. Default 60 s.
+	GatewayTimeout time.Duration
 
 	// Log gets what happens. Default: nothing is logged.
 	Log *slog.Logger
@@ -87,7 +106,13 @@ func (c Config) withDefaults() Config {
 	orDefault(&c.StartupGrace, 10*time.Second)
 	orDefault(&c.MaxStartFailures, 3)
 	orDefault(&c.ProgressDeadline, 600*time.Second)
+	orDefault(&c.PrepareWait, 10*time.Second)
 	orDefault(&c.GC, DefaultGC)
+	orDefault(&c.FirstKey, 1)
+	orDefault(&c.LastKey, 1<<24-1)
+	orDefault(&c.MaxPairs, 50_000)
+	orDefault(&c.GatewayLinger, time.Hour)
+	orDefault(&c.GatewayTimeout, time.Minute)
 	orDefault(&c.Log, slog.New(slog.DiscardHandler))
 	if c.Now == nil {
 		c.Now = time.Now
@@ -115,8 +140,10 @@ func (c Config) Validate() error {
 	check(c.RolloutDuration >= 0, "rollout duration %v is negative", c.RolloutDuration)
 	check(c.GC.MinIdle >= 0, "gc: %d revisions to keep is negative", c.GC.MinIdle)
 	check(c.GC.MaxIdle < 0 || c.GC.MaxIdle >= c.GC.MinIdle, "gc: the cap %d is below the %d revisions to keep", c.GC.MaxIdle, c.GC.MinIdle)
+	check(c.FirstKey <= c.LastKey, "keys of subnets: the first, %d, is above the last, %d", c.FirstKey, c.LastKey)
+	check(c.MaxPairs > 0, "at most %d gateways: at least 1 is needed", c.MaxPairs)
 	for what, d := range map[string]time.Duration{"resolve timeout": c.ResolveTimeout, "store timeout": c.StoreTimeout,
-		"status interval": c.StatusInterval, "startup grace": c.StartupGrace, "progress deadline": c.ProgressDeadline} {
+		"status interval": c.StatusInterval, "startup grace": c.StartupGrace, "progress deadline": c.ProgressDeadline, "prepare wait": c.PrepareWait, "gateway timeout": c.GatewayTimeout} {
 		check(d > 0, "%s %v is not positive", what, d)
 	}
 	return errors.Join(errs...)

@@ -73,7 +73,7 @@ func (r *Reconcilers) reconcileMapping(ctx context.Context, m *api.DomainMapping
 	if first {
 		var to *mapping
 		if missing == "" {
-			to = &mapping{nameOf(m), name{m.Namespace, m.Spec.Ref.Name}}
+			to = &mapping{nameOf(m), name{m.Namespace, m.Spec.Ref.Name}, api.RouteTimeouts(m.Annotations)}
 		}
 		held, shadowed = r.table.setMapping(host, to)
 		r.table.publish(r.platform.SetRoutes)

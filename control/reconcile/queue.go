@@ -15,10 +15,15 @@ const (
 	kindRoute
 	kindHost // name is a host; all domain mappings of that host are one key, so that two never claim it at once
 	kindGC   // namespace and name are a configuration's
+	kindVPC
+	kindSubnet
+	kindGateway
+	kindElasticIP
+	kindNetwork // what the network has from earlier processes; no name
 )
 
 func (k kind) String() string {
-	return [...]string{"service", "configuration", "revision", "route", "host", "gc"}[k]
+	return [...]string{"service", "configuration", "revision", "route", "host", "gc", "vpc", "subnet", "gateway", "elasticip", "network"}[k]
 }
 
 // key names one piece of work.

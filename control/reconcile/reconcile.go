@@ -18,7 +18,7 @@ import (
 type Platform interface {
 	// SetRoutes hands over the whole route table. It is immutable.
 	SetRoutes(*routes.Table)
-	// SetRevision hands over a revision whose code is resolved: at the start each one that there is, later each one whose
+	// SetRevision hands over a revision whose code is resolved and whose network, if it joins one, is there: at the start each one that there is, later each one whose
 	// metadata, digest or conditions (but for Active) changed. It is shared and must not be modified.
 	SetRevision(*api.Revision)
 	// RemoveRevision says that the revision is gone for good.
@@ -46,6 +46,10 @@ type Reconcilers struct {
 	table    *table
 	observed observations
 	images   images
+	prepares prepares
+	pairs    pairs
+
+	allocating sync.Mutex // held while a key or an ID is looked for and written
 
 	// sending keeps calls of SetRevision and RemoveRevision in order. sent is what was handed over last.
 	sending sync.Mutex
@@ -53,7 +57,7 @@ type Reconcilers struct {
 
 	began time.Time // set by Run before anything runs
 
-	background sync.WaitGroup // resolutions under way; Run waits for them
+	background sync.WaitGroup // resolutions and calls of the network under way; Run waits for them
 }
 
 // New returns the reconcilers of a store. It starts nothing; cfg must be valid (see Config.Validate).
@@ -61,7 +65,7 @@ func New(cfg Config, store *objects.Store, p Platform, r Resolver) *Reconcilers 
 	cfg = cfg.withDefaults()
 	return &Reconcilers{cfg: cfg, store: store, platform: p, resolver: r, synced: make(chan struct{}), queue: newQueue(),
 		cache: newCache(), table: newTable(), observed: observations{of: map[api.RevisionID]observation{}},
-		images: newImages(cfg.Resolvers), sent: map[api.RevisionID]*api.Revision{}}
+		images: newImages(cfg.Resolvers), sent: map[api.RevisionID]*api.Revision{}, pairs: pairs{of: map[name]*pairWork{}}}
 }
 
 // Synced is closed when the platform has got every revision and the complete route table of what the store held at the
@@ -198,7 +202,7 @@ func (r *Reconcilers) start() {
 	for _, o := range r.cache.all(api.DomainMappings) {
 		host := hostOf(o.(*api.DomainMapping))
 		if m := r.claimant(host); m != nil && m.Status.Conditions.IsTrue(api.ConditionDomainClaimed) {
-			r.table.setMapping(host, &mapping{nameOf(m), name{m.Namespace, m.Spec.Ref.Name}})
+			r.table.setMapping(host, &mapping{nameOf(m), name{m.Namespace, m.Spec.Ref.Name}, api.RouteTimeouts(m.Annotations)})
 		}
 	}
 	for _, o := range r.cache.all(api.Revisions) {
@@ -208,6 +212,7 @@ func (r *Reconcilers) start() {
 			r.queue.addAfter(revisionKey(rev.ID()), r.cfg.StartupGrace)
 		}
 	}
+	r.queue.add(key{kind: kindNetwork})
 	r.table.publish(r.platform.SetRoutes)
 	close(r.synced)
 }
@@ -243,6 +248,8 @@ func (r *Reconcilers) changed(old, now api.Object) {
 		r.routeChanged(asRoute(old), asRoute(now))
 	case *api.DomainMapping:
 		r.queue.add(key{kindHost, "", hostOf(o)})
+	default:
+		r.netChanged(old, now)
 	}
 }
 
@@ -256,6 +263,10 @@ func (r *Reconcilers) revisionChanged(old, now *api.Revision) {
 	r.queue.add(key{kindRevision, n.namespace, n.name})
 	if old != nil && now != nil && sameToOthers(old, now) {
 		return // replica counts and the like, many times in a busy hour
+	}
+	if ref := rev.Annotations[api.AnnotationSubnet]; ref != "" && (old == nil || now == nil) {
+		r.queueSubnet(n.namespace, ref)
+		r.queueSubnetUsers(n.namespace, ref)
 	}
 	if c := rev.ConfigurationName(); c != "" {
 		r.queue.add(key{kindConfiguration, n.namespace, c}, key{kindGC, n.namespace, c})
@@ -360,7 +371,7 @@ func (r *Reconcilers) handOver(n name) {
 		last = nil
 		fallthrough
 	default:
-		if !resolved(rev) || last != nil && sameToOthers(last, rev) {
+		if !Startable(rev) || last != nil && sameToOthers(last, rev) {
 			return
 		}
 		if !rev.Ready() {
@@ -410,6 +421,16 @@ func (r *Reconcilers) reconcile(ctx context.Context, k key) error {
 		return r.reconcileHost(ctx, k.name)
 	case kindGC:
 		return r.reconcileGC(ctx, k)
+	case kindVPC:
+		return r.reconcileVPC(ctx, k)
+	case kindSubnet:
+		return r.reconcileSubnet(ctx, k)
+	case kindGateway:
+		return r.reconcileGateway(ctx, k)
+	case kindElasticIP:
+		return r.reconcileElasticIP(ctx, k)
+	case kindNetwork:
+		return r.reconcileNetwork(ctx)
 	}
 	panic("reconcile: unknown kind of key")
 }

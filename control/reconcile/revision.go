@@ -64,7 +64,8 @@ func (r *Reconcilers) reconcileRevision(ctx context.Context, k key) error {
 			r.queue.addAfter(k, again)
 		}
 	}
-	c.Summarise(now, api.ConditionReady, api.ReadyDependents(api.Revisions)...)
+	r.judgeNetwork(rev, c, now)
+	c.Summarise(now, api.ConditionReady, readyDependents(rev)...)
 	r.count(&next, obs, now)
 
 	if reflect.DeepEqual(rev.Status, next.Status) {

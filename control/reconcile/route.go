@@ -51,8 +51,14 @@ func (r *Reconcilers) reconcileRoute(ctx context.Context, k key) error {
 		}
 	}
 
+	to := r.cfg.hosts(rt, st.Traffic)
+	if trouble == nil && !r.prepared(k.of(), to.main, now) {
+		r.queue.addAfter(k, prepareEvery)
+		return nil // everything stays as it is, the status too: nothing of what was asked for holds yet
+	}
+
 	// The table first: whoever reads "ready" may call at once.
-	r.queueHosts(r.table.setRoute(k.of(), r.cfg.hosts(rt, st.Traffic)))
+	r.queueHosts(r.table.setRoute(k.of(), to))
 	if r.cache.route(k.of()) == nil && r.ownerService(rt) == nil { // deleted just now, and whoever saw that came before us
 		r.dropRoute(k.of())
 		return nil

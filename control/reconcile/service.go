@@ -171,7 +171,7 @@ func (r *Reconcilers) apply(ctx context.Context, k *api.Kind, have, want api.Obj
 
 // configurationOf is the configuration that a service wants.
 func configurationOf(s *api.Service) *api.Configuration {
-	c := &api.Configuration{ObjectMeta: childMeta(s, api.AnnotationRolloutDuration), Spec: api.DeepCopy(s).Spec.ConfigurationSpec}
+	c := &api.Configuration{ObjectMeta: childMeta(s, api.AnnotationRolloutDuration, api.AnnotationTimeout, api.AnnotationResponseStartTimeout, api.AnnotationIdleTimeout), Spec: api.DeepCopy(s).Spec.ConfigurationSpec}
 	c.Labels[api.LabelServiceUID] = s.UID
 	return c
 }

@@ -87,8 +87,9 @@ type table struct {
 
 // mapping is a domain mapping that has its host and its reference.
 type mapping struct {
-	owner name
-	route name
+	owner  name
+	route  name
+	limits api.Timeouts // of its own, beside the route's
 }
 
 func newTable() *table {
@@ -138,6 +139,13 @@ func (t *table) has(n name) bool {
 	return t.entries[n].hosts != nil
 }
 
+// main returns what a route leads to now; nil if it is not in the table. It must not be modified.
+func (t *table) main(n name) *routes.Route {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.entries[n].main
+}
+
 // inherit returns the traffic of the route that was there under this name and belonged to the same service: what a route that
 // was deleted by hand and made again goes on with. The caller must not modify it.
 func (t *table) inherit(n name, owner string) []api.TrafficTarget {
@@ -177,10 +185,11 @@ func (t *table) mapLocked(host string, affected []string) []string {
 	if to == nil {
 		return t.releaseLocked(host, c, affected)
 	}
-	if to.Local { // a mapping is how a private route is made public
-		public := *to
-		public.Local = false
-		to = &public
+	if to.Local || m.limits != (api.Timeouts{}) {
+		own := *to
+		own.Local = false // a mapping is how a private route is made public
+		own.Limits = to.Limits.And(m.limits)
+		to = &own
 	}
 	c.to = to
 	return t.claimLocked(host, c, affected)
@@ -276,7 +285,8 @@ func (c Config) hosts(r *api.Route, traffic []api.TrafficTarget) entry {
 	if service == "" {
 		service = r.Name
 	}
-	main := &routes.Route{Namespace: r.Namespace, Service: service, Local: local}
+	limits := api.RouteTimeouts(r.Annotations)
+	main := &routes.Route{Namespace: r.Namespace, Service: service, Local: local, Limits: limits}
 	tags := map[string]api.RevisionID{}
 	percent := map[api.RevisionID]int{}
 	for _, t := range traffic {
@@ -308,7 +318,7 @@ func (c Config) hosts(r *api.Route, traffic []api.TrafficTarget) entry {
 	c.addHosts(&e, r.Name, claim{main, &owner, mainHost})
 	for _, tag := range slices.Sorted(maps.Keys(tags)) {
 		to := &routes.Route{Namespace: r.Namespace, Service: service, Tag: tag,
-			Local: local, Targets: []routes.Target{{Revision: tags[tag], Percent: 100}}}
+			Local: local, Limits: limits, Targets: []routes.Target{{Revision: tags[tag], Percent: 100}}}
 		c.addHosts(&e, tag+"-"+r.Name, claim{to, &owner, tagHost})
 	}
 	return e

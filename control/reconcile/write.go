@@ -116,7 +116,7 @@ func (r *Reconcilers) removeOrphan(ctx context.Context, k *api.Kind, o api.Objec
 		return false, nil
 	}
 	var ownerKind *api.Kind
-	for _, k := range []*api.Kind{api.Services, api.Configurations} {
+	for _, k := range []*api.Kind{api.Services, api.Configurations, api.Subnets} {
 		if k.Kind == c.Kind && k.APIVersion == c.APIVersion {
 			ownerKind = k
 		}
@@ -132,6 +132,10 @@ func (r *Reconcilers) removeOrphan(ctx context.Context, k *api.Kind, o api.Objec
 		}
 	case api.Configurations:
 		if s := r.cache.configuration(at); s != nil && s.UID == c.UID {
+			return false, nil
+		}
+	case api.Subnets:
+		if s := r.cache.netObject(api.Subnets, at); s != nil && s.Meta().UID == c.UID {
 			return false, nil
 		}
 	}

@@ -16,11 +16,12 @@
 //
 // Each answer carries X-Checker-Instance, X-Checker-In-Flight (requests inside as this one came in, itself counted),
 // X-Checker-Max-In-Flight (the most there ever were) and X-Checker-Seen (how often this request id has come to this
-// instance). The body is the same as JSON, with the id.
+// instance), and, unless it is the first, X-Checker-Idle (microseconds for which nothing had been inside). The body is the same as JSON, with the id.
 //
 // GET /report tells all that the instance knows and counts as no request. With CHECKER_LOG naming a folder each instance
 // also appends each request id that it gets to a file of its own there, before doing anything, so that a delivery whose
-// answer was lost leaves a trace too. CHECKER_START_MS delays listening.
+// answer was lost leaves a trace too; with CHECKER_LOG=- it prints "started" once and "request ID" for each, for platforms whose
+// functions see no folder of the machine. CHECKER_START_MS delays listening.
 package main
 
 import (
@@ -52,19 +53,27 @@ type report struct {
 	Duplicates  int            `json:"duplicates"` // deliveries of an id that had been here before
 	Seen        map[string]int `json:"seen,omitempty"`
 	ID          string         `json:"id,omitempty"` // of the request that is answered
+	Idle        time.Duration  `json:"-"`            // before it, nothing had been inside; below 0 = never
 }
 
 type checker struct {
-	log *os.File // nil = none
+	log    *os.File // nil = none
+	prefix string   // of each line in it
 
 	mu     sync.Mutex
-	report report // guarded by mu; Seen holds the deliveries per request id
+	report report    // guarded by mu; Seen holds the deliveries per request id
+	left   time.Time // when the last request left; guarded by mu
 }
 
 func newChecker(instance, revision, logDir string) (*checker, error) {
 	c := &checker{report: report{Instance: instance, Revision: revision, Started: time.Now(), Seen: map[string]int{}}}
-	if logDir == "" {
+	switch logDir {
+	case "":
 		return c, nil
+	case "-":
+		c.log, c.prefix = os.Stdout, "request "
+		_, err := fmt.Println("started")
+		return c, err
 	}
 	var err error
 	c.log, err = os.OpenFile(filepath.Join(logDir, filepath.Base(instance)+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
@@ -76,12 +85,20 @@ func (c *checker) enter(id string) (now report, seen int, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := &c.report
+	switch {
+	case c.left.IsZero():
+		r.Idle = -1
+	case r.InFlight > 0:
+		r.Idle = 0
+	default:
+		r.Idle = time.Since(c.left)
+	}
 	r.InFlight++
 	r.MaxInFlight = max(r.MaxInFlight, r.InFlight)
 	r.Requests++
 	if id != "" {
 		if c.log != nil {
-			if _, err := c.log.WriteString(id + "\n"); err != nil {
+			if _, err := c.log.WriteString(c.prefix + id + "\n"); err != nil {
 				return *r, 0, err
 			}
 		}
@@ -99,6 +116,7 @@ func (c *checker) leave() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.report.InFlight--
+	c.left = time.Now()
 }
 
 func (c *checker) all() report {
@@ -180,6 +198,9 @@ func (c *checker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("X-Checker-In-Flight", strconv.Itoa(now.InFlight))
 	h.Set("X-Checker-Max-In-Flight", strconv.Itoa(now.MaxInFlight))
 	h.Set("X-Checker-Seen", strconv.Itoa(seen))
+	if now.Idle >= 0 {
+		h.Set("X-Checker-Idle", strconv.FormatInt(now.Idle.Microseconds(), 10))
+	}
 	answer(w, r, o, now)
 }
 

@@ -2,13 +2,12 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"log"
 	"net/http"
 	"os"
-	"os/signal"
-	"syscall"
+
+	"github.com/thawrun/thaw/examples/serve"
 )
 
 func main() {
@@ -23,21 +22,13 @@ func main() {
 	http.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintf(w, "Hello %s from Go, revision %s\n", target, os.Getenv("K_REVISION"))
 	})
-	srv := &http.Server{Addr: ":" + port}
-
-	// On SIGTERM the platform sends nothing new; what is under way is answered before the program ends.
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
-	drained := make(chan struct{})
-	go func() {
-		defer close(drained)
-		<-ctx.Done()
-		_ = srv.Shutdown(context.Background())
-	}()
-
-	log.Printf("hello-go listens on port %s", port)
-	if err := srv.ListenAndServe(); err != http.ErrServerClosed {
+	// The socket may have been handed over; on SIGTERM what is under way is answered before the program ends (package serve).
+	ln, err := serve.Listen()
+	if err != nil {
 		log.Fatal(err)
 	}
-	<-drained
+	log.Printf("hello-go listens on port %s", port)
+	if err := serve.On(ln, http.DefaultServeMux); err != nil {
+		log.Fatal(err)
+	}
 }

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import socketserver
 import sys
 import threading
@@ -57,6 +58,14 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     busy = Busy()
 
+    def __init__(self, handler):
+        handed = os.environ.get("LISTEN_FDS") == "1" and os.environ.get("LISTEN_PID") == str(os.getpid())
+        super().__init__(("", int(os.environ.get("PORT", "8080"))), handler, bind_and_activate=not handed)
+        if handed:  # the socket on descriptor 3 listens already, and requests may be waiting in it
+            self.socket.close()
+            self.socket = socket.socket(fileno=3)
+            self.server_name, self.server_port = self.socket.getsockname()[:2]
+
     def server_bind(self):
         # HTTPServer would look up this machine's name in the DNS here: a cold start must not wait for that.
         socketserver.TCPServer.server_bind(self)
@@ -64,11 +73,13 @@ class Server(ThreadingHTTPServer):
 
 
 def main():
-    server = Server(("", int(os.environ.get("PORT", "8080"))), Handler)
+    server = Server(Handler)
     # shutdown() waits for the loop that this signal interrupts, so it needs a thread of its own.
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     signal.signal(signal.SIGINT, lambda *_: threading.Thread(target=server.shutdown).start())
     print(f"hello-python listens on port {server.server_port}", flush=True)
+    if os.environ.get("READY_FD"):  # whoever asked for it hears that everything is set up
+        os.write(int(os.environ["READY_FD"]), b"1")
     server.serve_forever(poll_interval=0.05)
     server.server_close()
     server.busy.wait(10)

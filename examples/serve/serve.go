@@ -48,6 +48,11 @@ func On(ln net.Listener, h http.Handler) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
+	if fd, err := strconv.Atoi(os.Getenv("READY_FD")); err == nil { // whoever asked for it hears that everything is set up
+		f := os.NewFile(uintptr(fd), "ready")
+		_, _ = f.WriteString("1")
+		f.Close()
+	}
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(ln) }()
 	select {

@@ -13,6 +13,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -47,8 +48,11 @@ type Code struct {
 	Image   string // with digest: what a revision's status shows, accepted as an image again
 	Dir     string // the package's root, or the folder of the program
 	Program string // absolute path of the program; in a package it may be missing (CheckProgram)
+	Socket  bool   // its thaw.json says that it serves on a socket that it is handed
+	Says    bool   // ... and that it writes a byte to descriptor 4 when it is ready
 
-	file *stamped // exec:// only
+	file     *stamped  // the program; nil = a package without one
+	packages *Packages // nil = exec://
 }
 
 // Resolver finds code. Its methods may be called concurrently.
@@ -89,15 +93,17 @@ func (r *Resolver) Resolve(ctx context.Context, image string) (string, error) {
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}
-	c, err := r.Locate(image)
+	c, err := r.locate(ctx, image)
 	if err != nil {
 		return "", err
 	}
 	return c.Image, nil
 }
 
-// Locate finds the code of an image, with or without digest.
-func (r *Resolver) Locate(image string) (*Code, error) {
+// Locate finds the code of an image, with or without digest. A package that is not on this node is fetched, which may take a while.
+func (r *Resolver) Locate(image string) (*Code, error) { return r.locate(context.Background(), image) }
+
+func (r *Resolver) locate(ctx context.Context, image string) (*Code, error) {
 	local, err := r.images.local(image)
 	if err != nil {
 		return nil, err
@@ -107,11 +113,18 @@ func (r *Resolver) Locate(image string) (*Code, error) {
 		if m == nil {
 			return nil, fmt.Errorf("%w: %q, expected pkg://sha256: and 64 hex digits", ErrBadImage, local)
 		}
-		dir, err := r.packages.dir(m[1])
+		dir, err := r.packages.Fetch(ctx, m[1])
 		if err != nil {
 			return nil, err
 		}
-		return &Code{Image: local, Dir: dir, Program: filepath.Join(dir, Run)}, nil
+		c := &Code{Image: local, Dir: dir, Program: filepath.Join(dir, Run), packages: r.packages}
+		if st, err := stampOf(c.Program); err == nil {
+			c.file = &stamped{path: c.Program, sum: m[1], stamp: st}
+		}
+		if err := c.readSettings(); err != nil {
+			return nil, err
+		}
+		return c, nil
 	}
 	return r.locateExec(local)
 }
@@ -198,29 +211,87 @@ func executable(file string, fi os.FileInfo) error {
 	return nil
 }
 
-// Check says whether the code is still what Locate found. It costs one stat and is called before every start.
+// Check says whether the code is still what Locate found. It costs one stat and is called before every start. A package that does
+// not look as it did is compared with its list by the next Locate, and fetched again if need be.
 func (c *Code) Check() error {
 	if c.file == nil {
-		return nil // packages are written once
-	}
-	now, err := stampOf(c.file.path)
-	if err != nil {
+		_, err := os.Stat(c.Dir)
 		return err
 	}
-	if now != c.file.stamp {
-		return changed(c.file.path)
+	now, err := stampOf(c.file.path)
+	if err == nil && now != c.file.stamp {
+		err = changed(c.file.path)
 	}
-	return nil
+	if err != nil && c.packages != nil {
+		c.packages.suspect(c.file.sum)
+	}
+	return err
 }
 
 // CheckProgram says whether the program of the code itself can run, for containers that name no command of their own.
 func (c *Code) CheckProgram() error {
 	fi, err := os.Stat(c.Program)
 	if err != nil {
-		if c.file == nil {
+		if c.packages != nil {
 			return fmt.Errorf("%w: the package has no executable %q at its root and the container names no command", ErrNotFound, Run)
 		}
 		return fmt.Errorf("%w: %w", ErrNotFound, err)
 	}
 	return executable(c.Program, fi)
+}
+
+// Shown returns the files and folders of this machine that belong to the code: of a package, and of a program named `run`, its
+// folder; of any other program the file alone, and the libraries beside it if it was installed as PREFIX/bin/NAME.
+func (c *Code) Shown() []string {
+	if c.file == nil || filepath.Base(c.Program) == Run {
+		return []string{c.Dir}
+	}
+	shown := []string{c.Program}
+	if lib := filepath.Join(filepath.Dir(c.Dir), "lib"); filepath.Base(c.Dir) == "bin" && isDir(lib) {
+		shown = append(shown, lib)
+	}
+	return shown
+}
+
+func isDir(path string) bool {
+	fi, err := os.Stat(path)
+	return err == nil && fi.IsDir()
+}
+
+// settingsFile is a file at the root of a package that tells the node what to know about it:
+//
+//	{"socket": "fd3", "ready": "fd4"}
+//
+// means what the annotations instance.thaw.run/socket and instance.thaw.run/ready mean.
+const (
+	settingsFile  = "thaw.json"
+	settingsBytes = 4 << 10
+)
+
+func (c *Code) readSettings() error {
+	f, err := os.Open(filepath.Join(c.Dir, settingsFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%s of the package: %w", settingsFile, err)
+	}
+	defer f.Close()
+	var s struct {
+		Socket string `json:"socket"`
+		Ready  string `json:"ready"`
+	}
+	dec := json.NewDecoder(io.LimitReader(f, settingsBytes))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&s); err != nil {
+		return fmt.Errorf("%w: %s of the package: %w", ErrBadPackage, settingsFile, err)
+	}
+	if s.Socket != "" && s.Socket != "fd3" {
+		return fmt.Errorf("%w: %s of the package: socket %q is not known; want fd3", ErrBadPackage, settingsFile, s.Socket)
+	}
+	if s.Ready != "" && s.Ready != "fd4" {
+		return fmt.Errorf("%w: %s of the package: ready %q is not known; want fd4", ErrBadPackage, settingsFile, s.Ready)
+	}
+	c.Socket, c.Says = s.Socket == "fd3", s.Ready == "fd4"
+	return nil
 }

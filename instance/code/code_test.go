@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,8 +18,8 @@ import (
 
 func resolver(t *testing.T, images Images) (*Resolver, string) {
 	t.Helper()
-	dir := t.TempDir()
-	p, err := OpenPackages(filepath.Join(dir, "packages"), PackageLimits{})
+	dir := tempDir(t)
+	p, err := OpenPackages(PackagesConfig{Dir: filepath.Join(dir, "packages"), Store: diskStore(t, filepath.Join(dir, "store"))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,11 +198,11 @@ func TestUpload(t *testing.T) {
 		if again, err := r.packages.Upload(context.Background(), bytes.NewReader(a)); err != nil || !again.Existed || again.Image != p.Image {
 			t.Errorf("second upload: %+v, %v", again, err)
 		}
-		if err := r.packages.Remove(p.Image); err != nil {
-			t.Error(err)
+		if n, err := r.packages.Sweep(context.Background(), time.Now().Add(time.Hour), func(string) bool { return false }); n != 1 || err != nil {
+			t.Error(n, err)
 		}
 		if _, err := r.Locate(p.Image); !errors.Is(err, ErrNotFound) {
-			t.Errorf("after Remove: %v", err)
+			t.Errorf("after Sweep: %v", err)
 		}
 	}
 	if left, _ := os.ReadDir(filepath.Join(dir, "packages")); len(left) > 0 {
@@ -260,7 +261,7 @@ func TestBadPackages(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			p, err := OpenPackages(filepath.Join(dir, "packages"), PackageLimits{ArchiveBytes: 900 << 10, UnpackedBytes: 3 << 19, Files: 50, PathBytes: 300})
+			p, err := OpenPackages(PackagesConfig{Dir: filepath.Join(dir, "packages"), Store: diskStore(t, filepath.Join(dir, "store")), Limits: PackageLimits{ArchiveBytes: 900 << 10, UnpackedBytes: 3 << 19, Files: 50, PathBytes: 300}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -273,7 +274,10 @@ func TestBadPackages(t *testing.T) {
 			if left, _ := os.ReadDir(p.root); len(left) > 0 {
 				t.Errorf("left in the store: %v", left)
 			}
-			if above, _ := os.ReadDir(dir); len(above) != 1 {
+			if kept, _ := os.ReadDir(filepath.Join(dir, "store")); len(kept) > 0 {
+				t.Errorf("a refused package was stored: %v", kept)
+			}
+			if above, _ := os.ReadDir(dir); len(above) != 2 {
 				t.Errorf("written outside of the store: %v", above)
 			}
 		})
@@ -287,7 +291,7 @@ func TestInterruptedUpload(t *testing.T) {
 		t.Fatal(err)
 	}
 	os.Chmod(filepath.Join(dir, "tmp-123", "locked"), 0o500)
-	if _, err := OpenPackages(dir, PackageLimits{}); err != nil {
+	if _, err := OpenPackages(PackagesConfig{Dir: dir}); err != nil {
 		t.Fatal(err)
 	}
 	if left, _ := os.ReadDir(dir); len(left) > 0 {
@@ -309,16 +313,18 @@ func FuzzUpload(f *testing.F) {
 	f.Add(archive(f, false, entry{name: "run", body: "x"}, entry{name: "l", link: "run", kind: tar.TypeSymlink}))
 	f.Add(archive(f, true, entry{name: "a/../../b", body: "x"}))
 	f.Add([]byte("\x1f\x8b"))
+	f.Add(zipped(f, zipEntry{name: "run", body: "x", mode: 0o755}, zipEntry{name: "l", body: "run", mode: 0o777 | fs.ModeSymlink}))
+	f.Add(zstandard(f, archive(f, false, entry{name: "run", body: "x"})))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		dir := t.TempDir()
-		p, err := OpenPackages(filepath.Join(dir, "packages"), PackageLimits{ArchiveBytes: 1 << 20, UnpackedBytes: 1 << 20, Files: 20})
+		p, err := OpenPackages(PackagesConfig{Dir: filepath.Join(dir, "packages"), Store: forgetful{}, Limits: PackageLimits{ArchiveBytes: 1 << 20, UnpackedBytes: 1 << 20, Files: 20}})
 		if err != nil {
 			t.Fatal(err)
 		}
 		p.sync = func(string) error { return nil } // too slow for thousands
 		_, err = p.Upload(context.Background(), bytes.NewReader(b))
 		left, _ := os.ReadDir(p.root)
-		if (err == nil) != (len(left) == 1) {
+		if (err == nil) != (len(left) == 2) { // the folder and its list
 			t.Errorf("error %v, and %d folders in the store", err, len(left))
 		}
 		if above, _ := os.ReadDir(dir); len(above) != 1 {

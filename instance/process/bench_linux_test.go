@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+
+	"github.com/thawrun/thaw/instance/provider"
 )
 
 // BenchmarkListenPID compares the ways to start a program that finds its own pid in LISTEN_PID, from the order to the end of the
@@ -21,15 +23,15 @@ func BenchmarkListenPID(b *testing.B) {
 	defer null.Close()
 	for _, way := range []struct {
 		name string
-		fork func(*Spec, *syscall.ProcAttr) (int, error)
+		fork func(*provider.Spec, *syscall.ProcAttr) (int, error)
 	}{
-		{"none", func(s *Spec, a *syscall.ProcAttr) (int, error) { return syscall.ForkExec(s.Path, s.Argv, a) }},
+		{"none", func(s *provider.Spec, a *syscall.ProcAttr) (int, error) { return syscall.ForkExec(s.Path, s.Argv, a) }},
 		{"traced", forkExecListening},
 		{"shell", forkExecShell},
 	} {
 		b.Run(way.name, func(b *testing.B) {
 			for b.Loop() {
-				s := &Spec{ID: "bench", Path: program, Argv: []string{program}}
+				s := &provider.Spec{Name: "bench", Path: program, Argv: []string{program}}
 				a := &syscall.ProcAttr{Files: []uintptr{null.Fd(), null.Fd(), null.Fd()}, Sys: &syscall.SysProcAttr{Setsid: true}}
 				pid, err := way.fork(s, a)
 				if err != nil {

@@ -14,33 +14,13 @@ import (
 	"sync"
 	"syscall"
 	"time"
-)
 
-// Marker is the name of the environment variable that carries Spec.ID. It is how processes are found whose pid was never
-// written down, because the agent was killed between starting them and noting it.
-const Marker = "THAW_INSTANCE"
+	"github.com/thawrun/thaw/instance/cgroup"
+	"github.com/thawrun/thaw/instance/provider"
+)
 
 // ErrGone says that the process to adopt has ended (or that its pid belongs to another one now).
 var ErrGone = errors.New("process has ended")
-
-// Limits bound one instance. Zero = no bound.
-type Limits struct {
-	MemoryBytes int64
-	PIDs        int64 // processes and threads
-}
-
-// Spec is everything that starting one process needs. The runtime adds Marker to the environment, and LISTEN_FDS and
-// LISTEN_PID when there is a Listener.
-type Spec struct {
-	ID             string
-	Path           string   // absolute
-	Argv           []string // with argv[0]
-	Env            []string
-	Dir            string
-	Stdout, Stderr *os.File
-	Listener       *os.File // becomes fd 3; nil = none
-	Limits         Limits
-}
 
 // Identity is what it takes to find a process again after the agent was killed. It is stored as JSON.
 type Identity struct {
@@ -51,71 +31,11 @@ type Identity struct {
 	Cgroups []string  `json:"cgroups,omitempty"`
 }
 
-// Exit is how a process ended.
-type Exit struct {
-	Known  bool // false: it was adopted, and only its real parent learns how it ended
-	Code   int
-	Signal syscall.Signal // 0 = it exited by itself
-	OOM    bool           // its own memory limit killed it
-}
-
-// Reason returns the CamelCase word for conditions: ExitCode1, Signal9, OOMKilled, or Exited where nothing is known.
-func (e Exit) Reason() string {
-	switch {
-	case e.OOM:
-		return "OOMKilled"
-	case !e.Known:
-		return "Exited"
-	case e.Signal != 0:
-		return fmt.Sprintf("Signal%d", int(e.Signal))
-	}
-	return fmt.Sprintf("ExitCode%d", e.Code)
-}
-
-func (e Exit) String() string {
-	switch {
-	case e.OOM:
-		return "was killed because it used more memory than its limit"
-	case !e.Known:
-		return "ended (how is not known, it had outlived its agent)"
-	case e.Signal != 0:
-		return fmt.Sprintf("was killed by signal %d (%v)", int(e.Signal), e.Signal)
-	}
-	return fmt.Sprintf("exited with code %d", e.Code)
-}
-
-// StartError is why a program could not be started.
-type StartError struct {
-	Path string
-	Err  error // normally a syscall.Errno
-}
-
-func (e *StartError) Error() string {
-	return fmt.Sprintf("start %s: %v%s", e.Path, e.Err, hint(e.Err))
-}
-
-func (e *StartError) Unwrap() error { return e.Err }
-
-// hint says what an errno of execve usually means; the kernel's words alone send people looking in the wrong place.
-func hint(err error) string {
-	switch {
-	case errors.Is(err, syscall.ENOENT):
-		return " (the program, the interpreter in its first line, or its working directory does not exist)"
-	case errors.Is(err, syscall.EACCES):
-		return " (not executable, or a folder on the way may not be entered; try: chmod +x)"
-	case errors.Is(err, syscall.ENOEXEC):
-		return " (not a program for this machine, or a script without a #! line)"
-	case errors.Is(err, syscall.E2BIG):
-		return " (environment and arguments together are too long)"
-	}
-	return ""
-}
-
 // Runtime starts and adopts processes.
 type Runtime struct {
 	log    *slog.Logger
 	null   *os.File
-	groups *cgroups // nil where there are none
+	groups *cgroup.Trees // nil where there are none
 	boot   string
 }
 
@@ -127,15 +47,21 @@ func New(node string, log *slog.Logger) (*Runtime, error) {
 	}
 	keepDescriptors()
 	rt := &Runtime{log: log, null: null, boot: bootID()}
-	rt.groups = newCgroups(node, log)
+	rt.groups = cgroup.New(node, log)
 	return rt, nil
 }
 
 // Close gives back what New took. Processes go on.
 func (rt *Runtime) Close() {
 	rt.null.Close()
-	rt.groups.close()
+	rt.groups.Close()
 }
+
+// Groups are the control groups that this runtime's processes get theirs from.
+func (rt *Runtime) Groups() *cgroup.Trees { return rt.groups }
+
+// Null is the machine's null device.
+func (rt *Runtime) Null() *os.File { return rt.null }
 
 // Isolation says in one line what this runtime can bound here, for logs and `thaw doctor`.
 func (rt *Runtime) Isolation() string { return "process: own session; " + rt.groups.String() }
@@ -145,12 +71,13 @@ type Process struct {
 	id     Identity
 	child  bool
 	pidfd  int // -1 where there is none; owned by wait after Start
-	group  *group
+	group  *cgroup.Group
 	log    *slog.Logger
 	signal sync.Mutex // guards ended: no signal is sent after the pid was given back
 	ended  bool
+	deaf   bool // SIGKILL stood for SIGTERM
 	done   chan struct{}
-	exit   Exit // set before done is closed
+	exit   provider.Exit // set before done is closed
 }
 
 // Identity returns what is to be stored for Adopt.
@@ -159,18 +86,72 @@ func (p *Process) Identity() Identity { return p.id }
 // PID returns the process id, which is also the id of its session and group.
 func (p *Process) PID() int { return p.id.PID }
 
+// Group returns its control group.
+func (p *Process) Group() *cgroup.Group { return p.group }
+
+// Memory returns what the process itself keeps in memory, in bytes; 0 where that cannot be told.
+func (p *Process) Memory() int64 { return memoryOf(p.id.PID) }
+
 // Done is closed when the process has ended and what was left of its group has been killed.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
 // Exit says how it ended. It may be called once Done is closed.
-func (p *Process) Exit() Exit { return p.exit }
+func (p *Process) Exit() provider.Exit { return p.exit }
 
-// Terminate sends SIGTERM to the process group.
-func (p *Process) Terminate() { p.send(syscall.SIGTERM) }
+// Terminate sends SIGTERM to the process group. The first process of a process id namespace is spared by the kernel what it has
+// no handler for; one that would not notice is ended as any other process would be.
+func (p *Process) Terminate() {
+	deaf, blocked := deafFirst(p.id.PID)
+	if deaf && !blocked {
+		p.endDeaf()
+		return
+	}
+	p.send(syscall.SIGTERM)
+	if !deaf {
+		return
+	}
+	// Who blocks it may be waiting for it in another way, or be in the middle of a fork, as shells are; then it is lost
+	// when it is let through. A shell can be found in the middle of one fork after the other.
+	p.lookAgain(blockLooks)
+}
+
+// Those who do not wait for a signal block it for a moment only: they are looked at each blockPatience, blockLooks times.
+const (
+	blockPatience = 50 * time.Millisecond
+	blockLooks    = 100
+)
+
+// lookAgain ends one that was sent SIGTERM and turns out not to wait for it.
+func (p *Process) lookAgain(times int) {
+	time.AfterFunc(blockPatience, func() {
+		select {
+		case <-p.done: // its id may be another's by now
+			return
+		default:
+		}
+		switch deaf, blocked := deafFirst(p.id.PID); {
+		case deaf && !blocked:
+			p.endDeaf()
+		case deaf && times > 1:
+			p.lookAgain(times - 1)
+		}
+	})
+}
+
+func (p *Process) endDeaf() {
+	p.signal.Lock()
+	p.deaf = !p.ended
+	p.signal.Unlock()
+	select {
+	case <-p.done: // its id may be another's by now
+	default:
+		p.Kill()
+	}
+}
 
 // Kill sends SIGKILL to the process group, and to the whole cgroup where there is one.
 func (p *Process) Kill() {
-	p.group.kill()
+	p.group.Kill()
 	p.send(syscall.SIGKILL)
 }
 
@@ -186,22 +167,25 @@ func (p *Process) send(sig syscall.Signal) {
 // then its pid cannot belong to anybody else, so the rest of the group can be killed without hitting a stranger. The group
 // of an adopted process is reaped by init at once; it is killed all the same, as the pid counter would have to go once
 // round between two system calls to do harm.
-func (p *Process) finish(reap func() Exit) {
-	p.group.kill()
+func (p *Process) finish(reap func() provider.Exit) {
+	p.group.Kill()
 	p.signal.Lock()
 	_ = syscall.Kill(-p.id.PID, syscall.SIGKILL)
 	p.ended = true
-	p.signal.Unlock()
 	p.exit = reap()
-	if p.exit.Signal == syscall.SIGKILL || !p.exit.Known {
-		p.exit.OOM = p.group.oomKilled()
+	p.signal.Unlock()
+	if p.deaf && p.exit.Signal == syscall.SIGKILL {
+		p.exit.Signal, p.exit.Code = syscall.SIGTERM, 128+int(syscall.SIGTERM)
 	}
-	p.group.remove()
+	if p.exit.Signal == syscall.SIGKILL || !p.exit.Known {
+		p.exit.OOM = p.group.OOMKilled()
+	}
+	p.group.Remove()
 	close(p.done)
 }
 
 // reapChild collects the status of a child that has ended or is about to.
-func reapChild(pid int) Exit {
+func reapChild(pid int) provider.Exit {
 	var ws syscall.WaitStatus
 	for {
 		_, err := syscall.Wait4(pid, &ws, 0, nil)
@@ -209,13 +193,32 @@ func reapChild(pid int) Exit {
 			continue
 		}
 		if err != nil {
-			return Exit{}
+			return provider.Exit{}
 		}
 		if ws.Signaled() {
-			return Exit{Known: true, Code: 128 + int(ws.Signal()), Signal: ws.Signal()}
+			return provider.Exit{Known: true, Code: 128 + int(ws.Signal()), Signal: ws.Signal()}
 		}
 		if ws.Exited() {
-			return Exit{Known: true, Code: ws.ExitStatus()}
+			return provider.Exit{Known: true, Code: ws.ExitStatus()}
 		}
 	}
+}
+
+// extra returns what a program gets on its descriptors from 3: its listening socket, the pipe that it says ready on, and the one that a
+// blank is told on what it shall be.
+func (rt *Runtime) extra(s *provider.Spec) []uintptr {
+	var fds []uintptr
+	if s.Listener != nil {
+		fds = append(fds, s.Listener.Fd())
+	}
+	if s.Ready != nil {
+		if s.Listener == nil {
+			fds = append(fds, rt.null.Fd()) // 4 is 4 whatever is on 3
+		}
+		fds = append(fds, s.Ready.Fd())
+	}
+	if s.Order != nil {
+		fds = append(fds, s.Order.Fd())
+	}
+	return fds
 }

@@ -13,6 +13,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/thawrun/thaw/instance/cgroup"
+	"github.com/thawrun/thaw/instance/provider"
 )
 
 func newRuntime(t testing.TB) *Runtime {
@@ -26,7 +29,7 @@ func newRuntime(t testing.TB) *Runtime {
 }
 
 // shell describes an instance that runs a script.
-func shell(t testing.TB, script string) (*Spec, string) {
+func shell(t testing.TB, script string) (*provider.Spec, string) {
 	t.Helper()
 	dir := t.TempDir()
 	out, err := os.OpenFile(filepath.Join(dir, "out"), os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
@@ -35,15 +38,15 @@ func shell(t testing.TB, script string) (*Spec, string) {
 	}
 	t.Cleanup(func() { out.Close() })
 	id := strings.ReplaceAll(t.Name(), "/", "-") + "-" + strconv.FormatInt(time.Now().UnixNano(), 36)
-	return &Spec{
-		ID: id, Path: "/bin/sh", Argv: []string{"sh", "-c", script}, Env: []string{"PATH=/usr/bin:/bin"}, Dir: dir,
+	return &provider.Spec{
+		Name: id, Path: "/bin/sh", Argv: []string{"sh", "-c", script}, Env: []string{"PATH=/usr/bin:/bin"}, Dir: dir,
 		Stdout: out, Stderr: out,
 	}, out.Name()
 }
 
-func start(t testing.TB, rt *Runtime, s *Spec) *Process {
+func start(t testing.TB, rt *Runtime, s *provider.Spec) *Process {
 	t.Helper()
-	p, err := rt.Start(s)
+	p, err := rt.Start(rt.Groups().Create(s.Name), s)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,17 +88,17 @@ func TestExit(t *testing.T) {
 func TestStartErrors(t *testing.T) {
 	rt := newRuntime(t)
 	for _, c := range []struct {
-		adapt func(*Spec)
+		adapt func(*provider.Spec)
 		errno error
 	}{
-		{func(s *Spec) { s.Path = "/no/such" }, syscall.ENOENT},
-		{func(s *Spec) { s.Dir = "/no/such" }, syscall.ENOENT},
-		{func(s *Spec) { s.Path = s.Dir }, syscall.EACCES},
+		{func(s *provider.Spec) { s.Path = "/no/such" }, syscall.ENOENT},
+		{func(s *provider.Spec) { s.Dir = "/no/such" }, syscall.ENOENT},
+		{func(s *provider.Spec) { s.Path = s.Dir }, syscall.EACCES},
 	} {
 		s, _ := shell(t, "true")
 		c.adapt(s)
-		_, err := rt.Start(s)
-		if e, ok := errors.AsType[*StartError](err); !ok || !errors.Is(err, c.errno) || e.Path != s.Path {
+		_, err := rt.Start(rt.Groups().Create(s.Name), s)
+		if e, ok := errors.AsType[*provider.StartError](err); !ok || !errors.Is(err, c.errno) || e.Path != s.Path {
 			t.Errorf("%v, want %v", err, c.errno)
 		}
 	}
@@ -135,7 +138,7 @@ func TestNothingOutlivesTheLeader(t *testing.T) {
 		if !groups {
 			rt.groups = nil
 		}
-		s, out := shell(t, `trap '' TERM; (trap '' TERM; echo $(exec sh -c 'echo $PPID'); exec sleep 300) & sleep 0.1; exit 0`)
+		s, out := shell(t, `trap '' TERM; (trap '' TERM; echo $(exec sh -c 'echo $PPID'); exec sleep 300) & until [ -s out ]; do sleep 0.01; done; exit 0`)
 		p := start(t, rt, s)
 		<-p.Done()
 		child, err := strconv.Atoi(strings.TrimSpace(contents(out)))
@@ -149,7 +152,7 @@ func TestNothingOutlivesTheLeader(t *testing.T) {
 func TestSocket(t *testing.T) {
 	for _, way := range []struct {
 		name string
-		fork func(*Runtime, *Spec) (*Process, error)
+		fork func(*Runtime, *cgroup.Group, *provider.Spec) (*Process, error)
 	}{{"traced", (*Runtime).Start}} {
 		t.Run(way.name, func(t *testing.T) {
 			rt := newRuntime(t)
@@ -161,7 +164,7 @@ func TestSocket(t *testing.T) {
 			defer r.Close()
 			defer w.Close()
 			s.Listener, s.Env = r, append(s.Env, "EXTRA=kept")
-			p, err := way.fork(rt, s)
+			p, err := way.fork(rt, nil, s)
 			if err != nil {
 				t.Fatal(err)
 			}

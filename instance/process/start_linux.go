@@ -12,14 +12,15 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/thawrun/thaw/instance/cgroup"
+	"github.com/thawrun/thaw/instance/provider"
 )
 
-// Start runs the program. When it returns nil the kernel has executed it; errors of execve come back as *StartError.
-func (rt *Runtime) Start(s *Spec) (*Process, error) {
-	g, err := rt.groups.create(s.ID, s.Limits)
-	if err != nil {
-		return nil, err
-	}
+// Start runs the program in the group that was made for it. When it returns nil the kernel has executed it; errors of execve
+// come back as *provider.StartError.
+func (rt *Runtime) Start(g *cgroup.Group, s *provider.Spec) (*Process, error) {
+	g.Limit(s.Limits)
 	pidfd := -1
 	attr := &syscall.ProcAttr{
 		Dir:   s.Dir,
@@ -28,35 +29,70 @@ func (rt *Runtime) Start(s *Spec) (*Process, error) {
 		// that ^C reaches the agent alone, which then ends its instances in order.
 		Sys: &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
 	}
-	if fd := g.cloneFD(); fd >= 0 {
+	if fd := g.CloneFD(); fd >= 0 {
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, fd
 	}
 	var pid int
+	var err error
+	attr.Files = append(attr.Files, rt.extra(s)...)
 	if s.Listener == nil {
-		attr.Env = append([]string{Marker + "=" + s.ID}, s.Env...)
+		attr.Env = append([]string{provider.Marker + "=" + s.Name}, s.Env...)
 		pid, err = syscall.ForkExec(s.Path, s.Argv, attr)
 	} else {
-		attr.Files = append(attr.Files, s.Listener.Fd())
 		pid, err = forkExecListening(s, attr)
 	}
-	g.closeFD()
+	g.CloseFD()
 	if err != nil {
-		g.remove()
-		return nil, &StartError{Path: s.Path, Err: err}
+		return nil, &provider.StartError{Path: s.Path, Err: err}
 	}
-	if err := g.attach(pid); err != nil {
-		rt.log.Warn("instance runs without its limits", "instance", s.ID, "err", err)
+	attach := func() {
+		if err := g.Attach(pid); err != nil {
+			rt.log.Warn("instance runs without its limits", "instance", s.Name, "err", err)
+		}
 	}
+	if !s.Limits.Precaution || s.Limits.PIDs > 0 || s.Limits.CPUMillis > 0 || s.Limits.CPURequest > 0 {
+		attach()
+		attach = func() {}
+	}
+	// There is no place for this between Go's fork and exec; what the program itself forks before it has our own score.
+	_ = os.WriteFile("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", []byte(OOMScore), 0)
 	// No core dumps: they would fill the function's folder with copies of its memory.
 	_ = unix.Prlimit(pid, unix.RLIMIT_CORE, &unix.Rlimit{}, nil)
-	id := Identity{PID: pid, Boot: rt.boot, Started: time.Now(), Cgroups: g.paths()}
+	return rt.Track(pid, pidfd, g, attach), nil
+}
+
+// OOMScore is written to oom_score_adj of instances: when the machine has no memory left, the kernel ends the largest of them before anything
+// else. It is the most that there is, so that no instance is too small to come before the platform, which everybody's requests go through.
+const OOMScore = "1000"
+
+// Track looks after a child that was just started, and that nobody else waits for. It takes pidfd (-1 = none). before is called first,
+// by the goroutine that waits: as long as it runs, the child's pid cannot become another's.
+func (rt *Runtime) Track(pid, pidfd int, g *cgroup.Group, before func()) *Process {
+	id := Identity{PID: pid, Boot: rt.boot, Started: time.Now(), Cgroups: g.Paths()}
 	// The child is not reaped before wait runs, so its entry in /proc is there even when it has ended already.
 	if st, err := readStat(pid); err == nil {
 		id.Ticks = st.ticks
 	}
 	p := &Process{id: id, child: true, pidfd: pidfd, group: g, log: rt.log, done: make(chan struct{})}
-	go p.wait()
-	return p, nil
+	go func() {
+		before()
+		p.wait()
+	}()
+	return p
+}
+
+// Open returns a descriptor of the process; ErrGone if it has ended.
+func (p *Process) Open() (*os.File, error) {
+	fd, err := unix.PidfdOpen(p.id.PID, 0)
+	if err != nil {
+		return nil, ErrGone
+	}
+	// Read after the descriptor was opened: if it is the right one, so is the descriptor.
+	if st, err := readStat(p.id.PID); err != nil || st.ticks != p.id.Ticks || st.state == 'Z' {
+		unix.Close(fd)
+		return nil, ErrGone
+	}
+	return os.NewFile(uintptr(fd), "pidfd"), nil
 }
 
 // listenPID is the placeholder that forkExecListening overwrites: room for the largest pid, ten digits.
@@ -66,11 +102,11 @@ const listenPID = "LISTEN_PID=0000000000"
 // program is started traced, so that it stops before its first instruction; the digits are then written over a
 // placeholder in its environment and it is let go. BenchmarkListenPID, on two busy cores: a start and end of 1.5 ms takes
 // 0.1 ms more when traced and 1.3 ms more through a shell. Where tracing is forbidden the shell is what is left.
-func forkExecListening(s *Spec, attr *syscall.ProcAttr) (int, error) {
+func forkExecListening(s *provider.Spec, attr *syscall.ProcAttr) (int, error) {
 	// Only the thread that started a traced process may trace it.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	attr.Env = append([]string{listenPID, Marker + "=" + s.ID, "LISTEN_FDS=1"}, s.Env...)
+	attr.Env = append([]string{listenPID, provider.Marker + "=" + s.Name, "LISTEN_FDS=1"}, s.Env...)
 	attr.Sys.Ptrace = true
 	pid, err := syscall.ForkExec(s.Path, s.Argv, attr)
 	if errors.Is(err, syscall.EPERM) {
@@ -148,15 +184,15 @@ func (rt *Runtime) Adopt(instance string, id Identity) (*Process, error) {
 		return nil, ErrGone
 	}
 	if len(id.Cgroups) == 0 { // found by its marker
-		id.Cgroups = rt.groups.find(instance)
+		id.Cgroups = rt.groups.Find(instance)
 	}
-	p := &Process{id: id, pidfd: fd, group: openGroup(id.Cgroups), log: rt.log, done: make(chan struct{})}
+	p := &Process{id: id, pidfd: fd, group: rt.groups.Open(instance, id.Cgroups), log: rt.log, done: make(chan struct{})}
 	go p.wait()
 	return p, nil
 }
 
 // Sweep kills and removes the groups of instances that keep does not name: what an agent was killed in the middle of.
-func (rt *Runtime) Sweep(keep func(instance string) bool) { rt.groups.sweep(keep) }
+func (rt *Runtime) Sweep(keep func(instance string) bool) { rt.groups.Sweep(keep) }
 
 // Listener returns a copy of the process's fd 3 if that is a socket listening at addr, else nil. An adopted process is
 // asked for it, so that connections waiting in its accept queue can be kept through a crash after adoption too.
@@ -208,11 +244,11 @@ func (p *Process) wait() {
 			}
 		}
 	}
-	p.finish(func() Exit {
+	p.finish(func() provider.Exit {
 		if p.child {
 			return reapChild(p.id.PID)
 		}
-		return Exit{}
+		return provider.Exit{}
 	})
 }
 
@@ -278,7 +314,7 @@ func bootID() string {
 	return string(bytes.TrimSpace(b))
 }
 
-// Marked finds the living processes that carry Marker, by its value; session leaders come first, then by age. Processes of
+// Marked finds the living processes that carry provider.Marker, by its value; session leaders come first, then by age. Processes of
 // other users, whose environment may not be read, are not ours and are left out.
 func (rt *Runtime) Marked() (map[string][]Identity, error) {
 	dir, err := os.Open("/proc")
@@ -336,7 +372,7 @@ func markerOf(pid int) string {
 	var buf [1024]byte
 	n, _ := f.Read(buf[:])
 	for v := range bytes.SplitSeq(buf[:n], []byte{0}) {
-		if rest, ok := bytes.CutPrefix(v, []byte(Marker+"=")); ok {
+		if rest, ok := bytes.CutPrefix(v, []byte(provider.Marker+"=")); ok {
 			return string(rest)
 		}
 	}
@@ -353,4 +389,49 @@ func (rt *Runtime) KillStray(id Identity) {
 	if st, err := readStat(id.PID); err == nil && st.ticks == id.Ticks && id.Boot == rt.boot {
 		_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
 	}
+}
+
+// memoryOf returns what a process takes, in bytes: of pages that it shares with others its part alone, because a hundred instances of one
+// program have its text once.
+func memoryOf(pid int) int64 {
+	b, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/smaps_rollup")
+	for line := range bytes.Lines(b) {
+		if f := bytes.Fields(line); len(f) > 1 && string(f[0]) == "Pss:" {
+			kib, _ := strconv.ParseInt(string(f[1]), 10, 64)
+			return kib << 10
+		}
+	}
+	b, _ = os.ReadFile("/proc/" + strconv.Itoa(pid) + "/statm")
+	if f := bytes.Fields(b); len(f) > 1 {
+		pages, _ := strconv.ParseInt(string(f[1]), 10, 64)
+		return pages * int64(os.Getpagesize())
+	}
+	return 0
+}
+
+// deafFirst says whether a process is the first of its process id namespace and neither handles nor ignores SIGTERM, and whether it
+// blocks it now.
+func deafFirst(pid int) (deaf, blocked bool) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+	if err != nil {
+		return false, false
+	}
+	first, meant := false, false
+	for line := range bytes.Lines(b) {
+		name, value, _ := bytes.Cut(line, []byte(":"))
+		switch string(name) {
+		case "NSpid":
+			ids := bytes.Fields(value)
+			first = len(ids) > 1 && string(ids[len(ids)-1]) == "1"
+		case "SigBlk", "SigIgn", "SigCgt":
+			mask, _ := strconv.ParseUint(string(bytes.TrimSpace(value)), 16, 64)
+			set := mask&(1<<(unix.SIGTERM-1)) != 0
+			if string(name) == "SigBlk" {
+				blocked = set
+			} else {
+				meant = meant || set
+			}
+		}
+	}
+	return first && !meant, blocked
 }

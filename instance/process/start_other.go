@@ -5,35 +5,37 @@ package process
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/thawrun/thaw/instance/cgroup"
+	"github.com/thawrun/thaw/instance/provider"
 )
 
-// Start runs the program. When it returns nil the kernel has executed it; errors of execve come back as *StartError.
+// Start runs the program; g is nil here. When it returns nil the kernel has executed it; errors of execve come back as *provider.StartError.
 // Limits cannot be set here and are ignored, as Isolation says.
-func (rt *Runtime) Start(s *Spec) (*Process, error) {
+func (rt *Runtime) Start(_ *cgroup.Group, s *provider.Spec) (*Process, error) {
 	attr := &syscall.ProcAttr{
 		Dir:   s.Dir,
-		Env:   append([]string{Marker + "=" + s.ID}, s.Env...),
+		Env:   append([]string{provider.Marker + "=" + s.Name}, s.Env...),
 		Files: []uintptr{rt.null.Fd(), s.Stdout.Fd(), s.Stderr.Fd()},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
 	var pid int
 	var err error
+	attr.Files = append(attr.Files, rt.extra(s)...)
 	if s.Listener == nil {
 		pid, err = syscall.ForkExec(s.Path, s.Argv, attr)
 	} else {
-		attr.Files = append(attr.Files, s.Listener.Fd())
 		attr.Env = append(attr.Env, "LISTEN_FDS=1")
 		pid, err = forkExecShell(s, attr)
 	}
 	if err != nil {
-		return nil, &StartError{Path: s.Path, Err: err}
+		return nil, &provider.StartError{Path: s.Path, Err: err}
 	}
 	p := &Process{
 		id:    Identity{PID: pid, Started: time.Now()},
@@ -46,7 +48,7 @@ func (rt *Runtime) Start(s *Spec) (*Process, error) {
 // wait takes one thread for each process: there is nothing here that the poller could wait on for all of them.
 func (p *Process) wait() {
 	exit := reapChild(p.id.PID)
-	p.finish(func() Exit { return exit })
+	p.finish(func() provider.Exit { return exit })
 }
 
 // Adopt is not supported here: a process that is not a child cannot be waited for. What is left of a predecessor is ended:
@@ -84,15 +86,6 @@ func keepDescriptors() {}
 
 func bootID() string { return "" }
 
-// cgroups and group stand for Linux's control groups, of which there are none here.
-type (
-	cgroups struct{}
-	group   struct{}
-)
+func memoryOf(int) int64 { return 0 }
 
-func newCgroups(string, *slog.Logger) *cgroups { return nil }
-func (*cgroups) close()                        {}
-func (*cgroups) String() string                { return "no limits on memory or processes on this system" }
-func (*group) kill()                           {}
-func (*group) oomKilled() bool                 { return false }
-func (*group) remove()                         {}
+func deafFirst(int) (deaf, blocked bool) { return false, false }

@@ -6,12 +6,16 @@
 // can take it. A target's limit is never passed, also not while the limit or the set of targets changes: a target that
 // was taken out is forgotten when its last request is done.
 //
+// Which target a request gets (target.go): the one with the most free slots; without limits, the less loaded of two. A request with a key
+// sticks to a target within a bound of load (sticky.go). A target that refuses requests again and again is ejected for a while and
+// then tried with one request; a request goes to each target once, and if all refuse it rests before the next round (refuse.go).
+//
 // Cost: an uncontended Try or Release is one mutex and a heap fix of O(log targets); nothing is allocated.
 package breaker
 
 import (
-	"container/heap"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -24,6 +28,10 @@ var (
 	ErrTimeout = errors.New("breaker: waited too long")
 	ErrGone    = errors.New("breaker: the client left")
 	ErrClosed  = errors.New("breaker: closed")
+
+	// Which bound was reached; both are ErrFull.
+	ErrFullBytes = fmt.Errorf("%w: bytes", ErrFull)
+	ErrFullTotal = fmt.Errorf("%w: bound over all queues", ErrFull)
 )
 
 // Config has the bounds of one queue. Zero means no place to wait (MaxWaiting) and no bound (MaxBytes, Budget).
@@ -31,14 +39,19 @@ type Config struct {
 	MaxWaiting int     // requests that may wait
 	MaxBytes   int64   // what they may hold in memory, by their own account
 	Budget     *Budget // bounds shared with other breakers
+
+	// SlowStart is how long a target that has just become ready gets less than its share; 0 = no such time. See ramp.
+	SlowStart time.Duration
 }
 
 // Budget bounds what several breakers hold together.
 type Budget struct {
-	MaxBytes int64 // 0 = no bound
+	MaxWaiting int   // requests; 0 = no bound
+	MaxBytes   int64 // 0 = no bound
 
-	mu    sync.Mutex
-	bytes int64
+	mu      sync.Mutex
+	waiting int
+	bytes   int64
 }
 
 func (g *Budget) take(n int64) bool {
@@ -47,10 +60,11 @@ func (g *Budget) take(n int64) bool {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.MaxBytes > 0 && g.bytes+n > g.MaxBytes {
+	if g.MaxBytes > 0 && g.bytes+n > g.MaxBytes || g.MaxWaiting > 0 && g.waiting >= g.MaxWaiting {
 		return false
 	}
 	g.bytes += n
+	g.waiting++
 	return true
 }
 
@@ -61,6 +75,7 @@ func (g *Budget) add(n int64) {
 	}
 	g.mu.Lock()
 	g.bytes += n
+	g.waiting++
 	g.mu.Unlock()
 }
 
@@ -70,39 +85,15 @@ func (g *Budget) give(n int64) {
 	}
 	g.mu.Lock()
 	g.bytes -= n
+	g.waiting--
 	g.mu.Unlock()
 }
 
-// Bytes returns what is held now.
-func (g *Budget) Bytes() int64 {
+// Held returns how many requests wait now, and how many bytes they hold.
+func (g *Budget) Held() (waiting int, bytes int64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.bytes
-}
-
-// Target is one taker of requests. ID and Value are fixed; everything else belongs to its breaker.
-type Target struct {
-	ID    string
-	Value any
-
-	b *Breaker
-	// guarded by b.mu
-	limit     int // 0 = no limit
-	inflight  int
-	index     int // in b.free's heap; -1 = not in service (removed, or suspended)
-	member    bool
-	suspended time.Time // no requests before this
-	failures  int       // in a row
-}
-
-// Finish gives the slot back; it makes a Target a hop.Finisher, so that an answer in progress needs no closure.
-func (t *Target) Finish(*hop.Exchange) { t.b.Release(t) }
-
-// Spec describes a target for Set.
-type Spec struct {
-	ID    string
-	Limit int // requests at once; 0 = no limit
-	Value any // kept from the first Set that names the ID
+	return g.waiting, g.bytes
 }
 
 // Breaker is a queue and its targets. Make one with New.
@@ -110,9 +101,13 @@ type Breaker struct {
 	mu      sync.Mutex
 	cfg     Config
 	targets map[string]*Target // nil until there is one: most revisions are idle
-	heap    targetHeap         // members that are not suspended, least loaded first
-	parked  int                // members that are suspended
-	queue   waiterList
+	ready   targetHeap         // members in service, least loaded first
+	noLimit bool               // of no target
+	doubts  bool               // there are members that are ejected, or whose trial is under way
+	ramping int                // members in service that get less than their share, being fresh
+	ramped  time.Time          // when that was last looked at
+	queue   waiterList         // in order of arrival
+	resting waiterList         // were refused by every target and wait for the next round; older than the queue
 	bytes   int64
 	running int
 	closed  error
@@ -131,12 +126,18 @@ type Waiter struct {
 	Bytes int64
 	// Since is when it began to wait; Sweep ends the wait after its limit.
 	Since time.Time
+	// Key makes requests of the same key go to the same target; 0 = any.
+	Key uint64
 
 	done       chan struct{} // one token when the wait is over
 	target     *Target
 	err        error
-	queued     bool
+	list       *waiterList // that it is in; nil = none
 	prev, next *Waiter
+
+	tried  []*Target // refused it in this round
+	rounds int       // in which all did
+	rest   time.Time // until when it rests
 }
 
 // NewWaiter returns a place for a request that has waited since the given time and holds so many bytes. It is not pooled: a
@@ -146,31 +147,19 @@ func NewWaiter(c hop.Client, bytes int64, since time.Time) *Waiter {
 }
 
 // Try takes a free slot if there is one and nobody waits for it; else nil.
-func (b *Breaker) Try() *Target {
+func (b *Breaker) Try() *Target { return b.TryKey(0) }
+
+// TryKey is Try for a request that should go where others of its key went; 0 = anywhere.
+func (b *Breaker) TryKey(key uint64) *Target {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.queue.n > 0 {
 		return nil
 	}
-	return b.takeLocked()
+	return b.takeLocked(key, nil)
 }
 
-// takeLocked takes a slot of the least loaded target.
-func (b *Breaker) takeLocked() *Target {
-	if len(b.heap) == 0 {
-		return nil
-	}
-	t := b.heap[0]
-	if t.limit > 0 && t.inflight >= t.limit {
-		return nil // the least loaded is full, so all are
-	}
-	t.inflight++
-	b.running++
-	heap.Fix(&b.heap, 0)
-	return t
-}
-
-// Enqueue puts w at the end of the queue, or gives it a slot at once. It returns ErrFull, or why the breaker was closed.
+// Enqueue puts w at the end of the queue, or gives it a slot at once. It returns which bound was reached (ErrFull), or why the breaker was closed.
 func (b *Breaker) Enqueue(w *Waiter) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -178,45 +167,29 @@ func (b *Breaker) Enqueue(w *Waiter) error {
 		return b.closed
 	}
 	if b.queue.n == 0 {
-		if t := b.takeLocked(); t != nil {
+		if t := b.takeLocked(w.Key, nil); t != nil {
 			w.target = t
 			w.done <- struct{}{}
 			return nil
 		}
 	}
-	if b.queue.n >= b.cfg.MaxWaiting || (b.cfg.MaxBytes > 0 && b.bytes+w.Bytes > b.cfg.MaxBytes) || !b.cfg.Budget.take(w.Bytes) {
+	switch {
+	case b.waitingLocked() >= b.cfg.MaxWaiting:
 		return ErrFull
+	case b.cfg.MaxBytes > 0 && b.bytes+w.Bytes > b.cfg.MaxBytes:
+		return ErrFullBytes
+	case !b.cfg.Budget.take(w.Bytes):
+		return ErrFullTotal
 	}
 	b.bytes += w.Bytes
-	w.queued = true
 	b.queue.pushBack(w)
+	if len(b.queue.head.tried) > 0 {
+		b.dispatchLocked() // those before w may wait for others than w does
+	}
 	return nil
 }
 
-// Requeue puts w, which had been given t's slot, back to the head of the queue: t could not be used. When its target refused
-// twice in a row it gets no requests for a while (Sweep ends that), so that the queue does not spin on it; the bounds do not apply, w
-// has its place already. It returns why the breaker was closed.
-func (b *Breaker) Requeue(w *Waiter, t *Target, now time.Time) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	t.failures++
-	if t.failures > 1 && t.index >= 0 {
-		t.suspended = now.Add(min(5*time.Millisecond<<min(t.failures, 8), time.Second))
-		heap.Remove(&b.heap, t.index)
-		b.parked++
-	}
-	if b.closed != nil {
-		b.backLocked(t)
-		return b.closed
-	}
-	w.target, w.err = nil, nil
-	b.cfg.Budget.add(w.Bytes)
-	b.bytes += w.Bytes
-	w.queued = true
-	b.queue.pushFront(w) // before the slot is given back: w is the longest waiter
-	b.backLocked(t)
-	return nil
-}
+func (b *Breaker) waitingLocked() int { return b.queue.n + b.resting.n }
 
 // Wait blocks until w has a slot or the wait ended with an error. With max > 0 it ends by itself after that time,
 // otherwise only Sweep and Close end it.
@@ -240,7 +213,7 @@ func (b *Breaker) Wait(w *Waiter, max time.Duration) (*Target, error) {
 func (b *Breaker) remove(w *Waiter, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if w.queued {
+	if w.list != nil {
 		b.unlinkLocked(w)
 		w.err = err
 		w.done <- struct{}{}
@@ -248,8 +221,7 @@ func (b *Breaker) remove(w *Waiter, err error) {
 }
 
 func (b *Breaker) unlinkLocked(w *Waiter) {
-	b.queue.remove(w)
-	w.queued = false
+	w.list.remove(w)
 	b.bytes -= w.Bytes
 	b.cfg.Budget.give(w.Bytes)
 }
@@ -257,7 +229,7 @@ func (b *Breaker) unlinkLocked(w *Waiter) {
 // Release gives a slot back; it goes to the longest waiter at once.
 func (b *Breaker) Release(t *Target) {
 	b.mu.Lock()
-	t.failures = 0
+	b.answeredLocked(t)
 	b.backLocked(t)
 	b.mu.Unlock()
 }
@@ -265,22 +237,25 @@ func (b *Breaker) Release(t *Target) {
 func (b *Breaker) backLocked(t *Target) {
 	t.inflight--
 	b.running--
-	if t.index >= 0 {
-		heap.Fix(&b.heap, t.index)
-	}
+	b.fixLocked(t)
 	b.dispatchLocked()
 }
 
+// dispatchLocked hands free slots out, the longest waiter first. One that was refused by the targets that have free slots is passed over; there
+// are few of those, since a target that refuses is soon ejected.
 func (b *Breaker) dispatchLocked() {
-	for b.queue.n > 0 {
-		t := b.takeLocked()
-		if t == nil {
-			return
+	for w := b.queue.head; w != nil; {
+		next := w.next
+		t := b.takeLocked(w.Key, w.tried)
+		switch {
+		case t != nil:
+			b.unlinkLocked(w)
+			w.target = t
+			w.done <- struct{}{}
+		case len(w.tried) == 0:
+			return // there is no slot for anybody
 		}
-		w := b.queue.head
-		b.unlinkLocked(w)
-		w.target = t
-		w.done <- struct{}{}
+		w = next
 	}
 }
 
@@ -290,41 +265,37 @@ func (b *Breaker) Set(specs []Spec) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	seen := make(map[string]bool, len(specs))
+	b.noLimit = true
+	joined := false
 	for _, s := range specs {
 		seen[s.ID] = true
+		b.noLimit = b.noLimit && s.Limit == 0
 		t := b.targets[s.ID]
-		if t == nil {
-			if b.targets == nil {
-				b.targets = make(map[string]*Target)
-			}
-			t = &Target{ID: s.ID, Value: s.Value, b: b, limit: s.Limit, member: true, index: -1}
-			b.targets[s.ID] = t
-			heap.Push(&b.heap, t)
-			continue
+		if t != nil && t.at != s.At {
+			b.leaveLocked(t)
+			t = nil
 		}
-		if t.limit != s.Limit {
+		if t == nil {
+			b.joinLocked(s)
+			joined = true
+		} else if t.limit != s.Limit {
 			t.limit = s.Limit
-			if t.index >= 0 {
-				heap.Fix(&b.heap, t.index)
-			}
+			b.fixLocked(t)
 		}
 	}
 	for id, t := range b.targets {
-		if seen[id] {
-			continue
-		}
-		t.member = false
-		delete(b.targets, id)
-		if t.index >= 0 {
-			heap.Remove(&b.heap, t.index)
-		} else {
-			b.parked--
+		if !seen[id] {
+			b.leaveLocked(t)
 		}
 	}
+	if joined {
+		b.wakeLocked(time.Time{}) // there is one that has not refused them
+	}
+	b.rampLocked(time.Now(), true)
 	b.dispatchLocked()
 }
 
-// Targets returns how many targets there are, suspended ones included.
+// Targets returns how many targets there are, ejected ones included.
 func (b *Breaker) Targets() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -335,27 +306,21 @@ func (b *Breaker) Targets() int {
 func (b *Breaker) Load() (waiting, running int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.queue.n, b.running
+	return b.waitingLocked(), b.running
 }
 
-// Sweep ends the waits that are older than maxAge (0 = none) and those whose client has left, and takes suspended targets back
-// into service when their time has come. It returns whether there is anything left to sweep. Whoever
+// Sweep ends the waits that are older than maxAge (0 = none) and those whose client has left, and gives ejected targets and resting requests
+// another chance when their time has come. It returns whether there is anything left to sweep. Whoever
 // uses Wait without a limit must call it every now and then.
 func (b *Breaker) Sweep(now time.Time, maxAge time.Duration) bool {
 	b.mu.Lock()
-	if b.parked > 0 {
-		for _, t := range b.targets {
-			if t.index < 0 && !t.suspended.After(now) {
-				b.parked--
-				heap.Push(&b.heap, t)
-			}
-		}
-		b.dispatchLocked()
-	}
+	b.reviveLocked(now)
 	// Clients are asked without the lock: a system call for each of ten thousand waiters would hold up everybody.
-	waiting := make([]*Waiter, 0, b.queue.n)
-	for w := b.queue.head; w != nil; w = w.next {
-		waiting = append(waiting, w)
+	waiting := make([]*Waiter, 0, b.waitingLocked())
+	for _, l := range [...]*waiterList{&b.resting, &b.queue} {
+		for w := l.head; w != nil; w = w.next {
+			waiting = append(waiting, w)
+		}
 	}
 	b.mu.Unlock()
 
@@ -369,7 +334,7 @@ func (b *Breaker) Sweep(now time.Time, maxAge time.Duration) bool {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.queue.n > 0 || b.parked > 0
+	return b.waitingLocked() > 0 || b.doubts
 }
 
 // Fail ends all waits of now with err; later ones wait again.
@@ -381,12 +346,14 @@ func (b *Breaker) Fail(err error) int {
 
 func (b *Breaker) failLocked(err error) int {
 	n := 0
-	for b.queue.n > 0 {
-		w := b.queue.head
-		b.unlinkLocked(w)
-		w.err = err
-		w.done <- struct{}{}
-		n++
+	for _, l := range [...]*waiterList{&b.resting, &b.queue} {
+		for l.n > 0 {
+			w := l.head
+			b.unlinkLocked(w)
+			w.err = err
+			w.done <- struct{}{}
+			n++
+		}
 	}
 	return n
 }
@@ -406,7 +373,7 @@ type waiterList struct {
 }
 
 func (l *waiterList) pushBack(w *Waiter) {
-	w.prev, w.next = l.tail, nil
+	w.list, w.prev, w.next = l, l.tail, nil
 	if l.tail != nil {
 		l.tail.next = w
 	} else {
@@ -417,7 +384,7 @@ func (l *waiterList) pushBack(w *Waiter) {
 }
 
 func (l *waiterList) pushFront(w *Waiter) {
-	w.prev, w.next = nil, l.head
+	w.list, w.prev, w.next = l, nil, l.head
 	if l.head != nil {
 		l.head.prev = w
 	} else {
@@ -438,31 +405,6 @@ func (l *waiterList) remove(w *Waiter) {
 	} else {
 		l.tail = w.prev
 	}
-	w.prev, w.next = nil, nil
+	w.list, w.prev, w.next = nil, nil, nil
 	l.n--
-}
-
-// targetHeap has the target with the most free slots on top; without limits that is the one with the fewest requests.
-type targetHeap []*Target
-
-func (h targetHeap) Len() int { return len(h) }
-func (h targetHeap) Less(i, j int) bool {
-	return h[i].inflight-h[i].limit < h[j].inflight-h[j].limit
-}
-func (h targetHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].index, h[j].index = i, j
-}
-func (h *targetHeap) Push(x any) {
-	t := x.(*Target)
-	t.index = len(*h)
-	*h = append(*h, t)
-}
-func (h *targetHeap) Pop() any {
-	old := *h
-	t := old[len(old)-1]
-	old[len(old)-1] = nil
-	*h = old[:len(old)-1]
-	t.index = -1
-	return t
 }

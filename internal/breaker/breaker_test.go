@@ -55,23 +55,33 @@ func TestOrderOfArrival(t *testing.T) {
 }
 
 func TestBounds(t *testing.T) {
-	g := &Budget{MaxBytes: 100}
+	g := &Budget{MaxBytes: 100, MaxWaiting: 4}
 	b := New(Config{MaxWaiting: 3, MaxBytes: 80, Budget: g})
 	enqueue := func(n int64) error { return b.Enqueue(NewWaiter(nil, n, time.Now())) }
 	for i, c := range []struct {
 		bytes int64
 		want  error
-	}{{50, nil}, {40, ErrFull}, {30, nil}, {0, nil}, {0, ErrFull}} {
-		if err := enqueue(c.bytes); err != c.want {
+	}{{50, nil}, {40, ErrFullBytes}, {30, nil}, {0, nil}, {0, ErrFull}} {
+		if err := enqueue(c.bytes); err != c.want || err != nil && !errors.Is(err, ErrFull) {
 			t.Errorf("%d: %v, want %v", i, err, c.want)
 		}
 	}
 	other := New(Config{MaxWaiting: 3, Budget: g})
-	if err := other.Enqueue(NewWaiter(nil, 30, time.Now())); err != ErrFull {
-		t.Errorf("budget of 100 holds 80, 30 more: %v", err)
+	if err := other.Enqueue(NewWaiter(nil, 30, time.Now())); err != ErrFullTotal {
+		t.Errorf("budget of 100 bytes holds 80, 30 more: %v", err)
 	}
-	if n := b.Fail(errors.New("x")); n != 3 || g.Bytes() != 0 {
-		t.Errorf("failed %d, budget still has %d", n, g.Bytes())
+	if err := other.Enqueue(NewWaiter(nil, 20, time.Now())); err != nil {
+		t.Errorf("budget of 100 bytes holds 80, 20 more: %v", err)
+	}
+	if err := other.Enqueue(NewWaiter(nil, 0, time.Now())); err != ErrFullTotal {
+		t.Errorf("budget of 4 requests holds 4, one more: %v", err)
+	}
+	if n := b.Fail(errors.New("x")); n != 3 {
+		t.Errorf("failed %d", n)
+	}
+	other.Close(errors.New("x"))
+	if n, bytes := g.Held(); n != 0 || bytes != 0 {
+		t.Errorf("budget still has %d requests, %d bytes", n, bytes)
 	}
 }
 
@@ -110,39 +120,6 @@ func (l *leaver) Gone() bool { return l.gone.Load() }
 func (l *leaver) Abort()     {}
 func (l *leaver) Reset()     {}
 
-// A target that refuses twice is left alone for a while, and a lone one is tried again at once after its first refusal.
-func TestRefusingTarget(t *testing.T) {
-	b := New(Config{MaxWaiting: 10})
-	b.Set(one(1))
-	now := time.Now()
-	w := NewWaiter(nil, 0, now)
-	b.Enqueue(w)
-	tg, _ := b.Wait(w, 0)
-	if err := b.Requeue(w, tg, now); err != nil {
-		t.Fatal(err)
-	}
-	if tg, _ = b.Wait(w, 0); tg == nil {
-		t.Fatal("not tried again after one refusal")
-	}
-	b.Requeue(w, tg, now)
-	if n, running := b.Load(); n != 1 || running != 0 {
-		t.Fatalf("waiting %d, running %d: the target must be left alone", n, running)
-	}
-	b.Set(append(one(1), Spec{ID: "b", Limit: 1}))
-	if tg, _ = b.Wait(w, 0); tg.ID != "b" {
-		t.Fatalf("went to %s", tg.ID)
-	}
-	b.Release(tg)
-	if !b.Sweep(now, 0) {
-		t.Error("suspended target forgotten")
-	}
-	b.Sweep(now.Add(time.Second), 0)
-	x, y := b.Try(), b.Try()
-	if x == nil || y == nil || x.ID == y.ID {
-		t.Errorf("after the pause both must serve: %v %v", x, y)
-	}
-}
-
 // Against a dumb model: after any sequence of operations the limit holds, nothing is lost, and no request waits while a slot is free.
 func TestModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
@@ -153,6 +130,9 @@ func TestModel(t *testing.T) {
 		}
 		var running, waiting []*held
 		specs := map[string]int{}
+		refused := false // from then on requests may pass those that targets have refused
+		now := time.Now()
+		most := map[*Target]int{}
 		collect := func() {
 			var still []*held
 			for i, h := range waiting {
@@ -160,7 +140,7 @@ func TestModel(t *testing.T) {
 				case <-h.w.done:
 					h.tg = h.w.target
 					running = append(running, h)
-					if len(still) > 0 {
+					if len(still) > 0 && !refused {
 						t.Fatalf("waiter %d was served before an older one", i)
 					}
 				default:
@@ -170,7 +150,21 @@ func TestModel(t *testing.T) {
 			waiting = still
 		}
 		for range rapid.IntRange(1, 60).Draw(t, "n") {
-			switch rapid.IntRange(0, 3).Draw(t, "op") {
+			now = now.Add(time.Duration(rapid.IntRange(0, 200).Draw(t, "ms")) * time.Millisecond)
+			switch rapid.IntRange(0, 5).Draw(t, "op") {
+			case 4: // a target refuses
+				if len(running) > 0 {
+					i := rapid.IntRange(0, len(running)-1).Draw(t, "i")
+					h := running[i]
+					running = append(running[:i], running[i+1:]...)
+					waiting = append([]*held{h}, waiting...)
+					refused = true
+					if _, err := b.Requeue(h.w, h.tg, now, rapid.Bool().Draw(t, "busy")); err != nil {
+						t.Fatal(err)
+					}
+				}
+			case 5:
+				b.Sweep(now, 0)
 			case 0, 1:
 				h := &held{w: NewWaiter(nil, 1, time.Now())}
 				if err := b.Enqueue(h.w); err != nil {
@@ -206,12 +200,25 @@ func TestModel(t *testing.T) {
 				}
 			}
 			for id, limit := range specs {
-				if tg := b.targets[id]; limit == 0 || tg.inflight < limit {
+				if tg := b.targets[id]; tg.index >= 0 && !tg.full() && (limit == 0 || tg.inflight < limit) {
 					free = true
 				}
+				if tg := b.targets[id]; limit > 0 && tg.inflight > max(limit, most[tg]) {
+					t.Fatalf("%d inside %s, limit %d", tg.inflight, id, limit)
+				}
 			}
-			if free && len(waiting) > 0 {
-				t.Fatalf("%d wait although a slot is free", len(waiting))
+			untried := 0 // who wait and were not refused: for them every slot is good
+			for _, h := range waiting {
+				if len(h.w.tried) == 0 && h.w.list == &b.queue {
+					untried++
+				}
+			}
+			if free && untried > 0 {
+				t.Fatalf("%d wait although a slot is free", untried)
+			}
+			clear(most) // a lowered limit does not end what is inside
+			for _, tg := range b.targets {
+				most[tg] = tg.inflight
 			}
 			if w, r := b.Load(); w != len(waiting) || r != len(running) {
 				t.Fatalf("load %d %d, want %d %d", w, r, len(waiting), len(running))

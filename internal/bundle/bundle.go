@@ -32,7 +32,7 @@ import (
 const Entry = "run"
 
 // ErrNoEntry says that a folder is neither of the two things that can be deployed.
-var ErrNoEntry = errors.New("the folder has no executable file \"run\" and is no Go main package")
+var ErrNoEntry = errors.New("the folder has no executable file \"run\", no function.py or function.js, and is no Go main package")
 
 // Info tells what was packed.
 type Info struct {
@@ -42,7 +42,8 @@ type Info struct {
 	Built  bool // the folder was a Go main package and has been compiled
 }
 
-// Create writes the package of dir to w. A folder with an executable file "run" is packed whole (without .git); else a Go
+// Create writes the package of dir to w. A folder with an executable file "run" is packed whole (without .git); one with
+// function.py or function.js too, with the program that serves it; else a Go
 // main package is compiled for this machine (or for GOOS and GOARCH), statically, and the program alone is packed. Output of
 // the Go tool goes to log. Other folders give ErrNoEntry with an explanation.
 func Create(ctx context.Context, dir string, w io.Writer, log io.Writer) (Info, error) {
@@ -60,6 +61,9 @@ func Create(ctx context.Context, dir string, w io.Writer, log io.Writer) (Info, 
 		return pack(dir, w)
 	case err == nil && st.Mode().IsRegular():
 		return Info{}, fmt.Errorf("%s is not executable; make it so with: chmod +x %s", entry, entry)
+	}
+	if extra, ok := bootstrap(dir); ok {
+		return pack(dir, w, extra...)
 	}
 	ok, err := goMain(ctx, dir)
 	if err != nil {
@@ -240,6 +244,7 @@ func build(ctx context.Context, dir, out, ldflags string, log io.Writer) error {
 // advice guesses what the folder was meant to be.
 func advice(dir string) string {
 	for _, g := range []struct{ file, line string }{
+		{"handler.py", `exec python3 "$(dirname "$0")/handler.py"`},
 		{"main.py", `exec python3 "$(dirname "$0")/main.py"`},
 		{"app.py", `exec python3 "$(dirname "$0")/app.py"`},
 		{"main.js", `exec node "$(dirname "$0")/main.js"`},
@@ -258,9 +263,11 @@ type file struct {
 	path string // on disk
 	name string // in the archive, with slashes
 	info fs.FileInfo
+	text []byte // of a file that is not on disk
+	exec bool   // it can be executed
 }
 
-// collect walks dir and returns its files sorted by name. Links must be relative and stay inside; sockets, pipes and
+// collect walks dir and returns its files. Links must be relative and stay inside; sockets, pipes and
 // devices are refused, as is a name that no package may hold.
 func collect(dir string) ([]file, error) {
 	var files []file
@@ -295,16 +302,22 @@ func collect(dir string) ([]file, error) {
 		files = append(files, file{path: path, name: filepath.ToSlash(rel), info: info})
 		return nil
 	})
-	slices.SortFunc(files, func(a, b file) int { return strings.Compare(a.name, b.name) })
 	return files, err
 }
 
 // pack writes dir as it is. Nothing of an entry but its name, kind, executable bit and bytes gets into the archive.
-func pack(dir string, w io.Writer) (Info, error) {
+func pack(dir string, w io.Writer, extra ...file) (Info, error) {
 	files, err := collect(dir)
 	if err != nil {
 		return Info{}, err
 	}
+	for _, e := range extra {
+		if slices.ContainsFunc(files, func(f file) bool { return f.name == e.name }) {
+			return Info{}, fmt.Errorf("%s has a file %q, which is the name of one that thaw deploy would add", dir, e.name)
+		}
+	}
+	files = append(files, extra...)
+	slices.SortFunc(files, func(a, b file) int { return strings.Compare(a.name, b.name) })
 	sum := sha256.New()
 	count := &counter{w: io.MultiWriter(w, sum)}
 	zip, err := gzip.NewWriterLevel(count, gzip.BestSpeed) // programs hardly get smaller at higher levels, only slower
@@ -325,6 +338,17 @@ func pack(dir string, w io.Writer) (Info, error) {
 
 func add(archive *tar.Writer, f file) error {
 	h := &tar.Header{Name: f.name, Mode: 0o644, ModTime: time.Unix(0, 0).UTC(), Format: tar.FormatPAX}
+	if f.text != nil {
+		if f.exec {
+			h.Mode = 0o755
+		}
+		h.Typeflag, h.Size = tar.TypeReg, int64(len(f.text))
+		if err := archive.WriteHeader(h); err != nil {
+			return err
+		}
+		_, err := archive.Write(f.text)
+		return err
+	}
 	mode := f.info.Mode()
 	switch {
 	case mode.IsDir():

@@ -159,7 +159,7 @@ func TestCreateRefuses(t *testing.T) {
 		make func(t *testing.T, dir string)
 		want string
 	}{
-		"empty": {func(*testing.T, string) {}, `no executable file "run" and is no Go main package; put an executable file`},
+		"empty": {func(*testing.T, string) {}, `no executable file "run", no function.py or function.js, and is no Go main package; put an executable file`},
 		"python without run": {func(t *testing.T, dir string) { write(t, dir, "main.py", "", 0o644) },
 			`exec python3 "$(dirname "$0")/main.py"`},
 		"not executable": {func(t *testing.T, dir string) { write(t, dir, "run", "#!/bin/sh\n", 0o644) }, "chmod +x"},

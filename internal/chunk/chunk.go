@@ -5,6 +5,7 @@ package chunk
 import (
 	"bufio"
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -226,6 +227,15 @@ func Token(b []byte) bool {
 
 // Value says whether b may be a field's value: no control character but the tab.
 func Value(b []byte) bool {
+	const ones, high = 0x0101010101010101, 0x8080808080808080
+	for ; len(b) >= 8; b = b[8:] {
+		v := binary.LittleEndian.Uint64(b)
+		del := v ^ 0x7f*ones
+		// A byte's high bit is set if it is below the space, or DEL; maybe one too many, never one too few.
+		if (v-' '*ones)&^v&high != 0 || (del-ones)&^del&high != 0 {
+			break // a tab, or an error: look closer
+		}
+	}
 	for _, c := range b {
 		if c < ' ' && c != '\t' || c == 0x7f {
 			return false

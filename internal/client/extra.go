@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -122,4 +123,38 @@ func (c *Client) Scale(ctx context.Context, ns, revision string) (Scale, error) 
 		return nil, fmt.Errorf("read the scale of %s: %w", revision, err)
 	}
 	return s, nil
+}
+
+// Node is one node of a cluster.
+type Node struct {
+	Name       string `json:"name"`
+	Address    string `json:"address,omitempty"`
+	State      string `json:"state"`      // ready, silent (it says nothing) or gone
+	Scheduling string `json:"scheduling"` // on, cordoned or draining
+	Instances  int    `json:"instances"`  // starting and ready
+	Draining   int    `json:"draining"`   // finishing the requests inside
+	Frozen     int    `json:"frozen"`
+}
+
+// Nodes lists the nodes by name; ErrNotFound if the server has none (thaw dev).
+func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
+	_, body, err := c.do(ctx, request{method: http.MethodGet, path: extraPrefix + "/nodes"})
+	if err != nil {
+		return nil, err
+	}
+	var list struct{ Nodes []Node }
+	if err := json.Unmarshal(body, &list); err != nil {
+		return nil, fmt.Errorf("read the nodes: %w", err)
+	}
+	return list.Nodes, nil
+}
+
+// ScheduleNode says whether instances may be on a node: on, cordoned or draining.
+func (c *Client) ScheduleNode(ctx context.Context, name, scheduling string) error {
+	body, err := json.Marshal(map[string]string{"scheduling": scheduling})
+	if err != nil {
+		return err
+	}
+	_, _, err = c.do(ctx, request{method: http.MethodPut, path: extraPrefix + "/nodes/" + url.PathEscape(name), contentType: "application/json", body: bytes.NewReader(body)})
+	return err
 }

@@ -30,6 +30,8 @@ const (
 	otelSDK    = "go.opentelemetry.io/otel/sdk"
 	prometheus = "github.com/prometheus"
 	cobra      = "github.com/spf13/cobra"
+	s3         = "github.com/minio/minio-go"
+	netlink    = "github.com/vishvananda"
 )
 
 func anyOf(paths ...string) func(string) bool {
@@ -79,6 +81,19 @@ var rules = []Rule{
 		Why:     "it starts with every instance: with these libraries it is four times the size and takes twice as long to start",
 		From:    anyOf("cmd/queueproxy", "queueproxy"),
 		Allowed: func(_, dep string) bool { return !anyOf(etcd, grpc, otelSDK, prometheus, cobra)(dep) },
+	},
+	{
+		Name:    "one importer of S3",
+		Why:     "nodes talk to a store over HTTP; only the store needs a bucket's client, which is larger than all of ours",
+		From:    func(p string) bool { return Under(p, "instance") && !Under(p, "instance/store/bucket") },
+		Allowed: func(_, dep string) bool { return !Under(dep, s3) },
+	},
+	{
+		Name:    "one importer of netlink",
+		Why:     "what the project asks of the kernel about devices is a short list, in one place, and its types are ours",
+		From:    func(p string) bool { return !Under(p, "internal/link") },
+		Allowed: func(_, dep string) bool { return !Under(dep, netlink) },
+		Direct:  true,
 	},
 	{
 		Name:    "examples are for copying",
@@ -132,6 +147,11 @@ func TestRulesNotice(t *testing.T) {
 		{rule: "a lean queue-proxy", pkg: Package{ImportPath: m + "cmd/queueproxy", Deps: []string{otelSDK + "/metric"}}},
 		{rule: "a lean queue-proxy", pkg: Package{ImportPath: m + "cmd/queueproxy", Deps: []string{"github.com/prometheus/client_golang/prometheus"}}},
 		{rule: "a lean queue-proxy", pkg: Package{ImportPath: m + "cmd/queueproxy", Deps: []string{"github.com/valyala/fasthttp"}}, ok: true},
+		{rule: "one importer of S3", pkg: Package{ImportPath: m + "instance", Deps: []string{s3 + "/v7"}}},
+		{rule: "one importer of S3", pkg: Package{ImportPath: m + "instance/store/bucket", Deps: []string{s3 + "/v7"}}, ok: true},
+		{rule: "one importer of netlink", pkg: Package{ImportPath: m + "netproxy/havip", Imports: []string{netlink + "/netlink"}}},
+		{rule: "one importer of netlink", pkg: Package{ImportPath: m + "netproxy/havip", TestImports: []string{netlink + "/netns"}}},
+		{rule: "one importer of netlink", pkg: Package{ImportPath: m + "internal/link", Imports: []string{netlink + "/netlink"}}, ok: true},
 		{rule: "examples are for copying", pkg: Package{ImportPath: m + "examples/hello-go", Deps: []string{m + "api"}}},
 	}
 	seen := map[string]bool{}

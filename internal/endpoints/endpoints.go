@@ -17,10 +17,13 @@ const (
 	Starting State = iota // ordered, not yet listening
 	Ready                 // takes requests
 	Draining              // takes no new requests, finishes those inside
+	Frozen                // is kept, stopped where it stands, for the next demand; does not count as running
 	Gone                  // ended; never part of a snapshot, only of the agent's events
 )
 
-func (s State) String() string { return [...]string{"starting", "ready", "draining", "gone"}[s] }
+func (s State) String() string {
+	return [...]string{"starting", "ready", "draining", "frozen", "gone"}[s]
+}
 
 // StartTimes are the moments of an instance's start; zero = that step did not happen (an adopted instance has none).
 type StartTimes struct {
@@ -30,6 +33,11 @@ type StartTimes struct {
 	Net     time.Time // its network was attached
 	Exec    time.Time // its process was started (create ends here)
 	Ready   time.Time // it was seen listening and ready
+}
+
+// All are the moments in the order in which they follow each other.
+func (s *StartTimes) All() [6]*time.Time {
+	return [...]*time.Time{&s.Decided, &s.Placed, &s.Code, &s.Net, &s.Exec, &s.Ready}
 }
 
 // Instance is one running copy of a revision.
@@ -78,11 +86,24 @@ func (s *Snapshot) Count(state State) int {
 type Stat struct {
 	Revision           api.RevisionID
 	Source             string // instance id, or the activator's name
+	Activator          bool   // Source is an activator, not an instance
 	Time               time.Time
 	Concurrency        float64 // average over the period of requests inside (activator: waiting and forwarded)
 	ProxiedConcurrency float64 // part of Concurrency that an activator has counted too
 	Requests           float64 // requests that began in the period
 	ProxiedRequests    float64
+}
+
+// Call says that requests of one revision have led to so many of another since it was last told.
+type Call struct {
+	Caller, Callee api.RevisionID
+	N              int
+}
+
+// Shift says that the share Weight, in (0, 1], of the requests of one revision is about to go to another one.
+type Shift struct {
+	From, To api.RevisionID
+	Weight   float64
 }
 
 // Demand is the true state of a revision's queue at one moment: the event that a cold start is decided on.

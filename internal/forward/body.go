@@ -78,8 +78,8 @@ func (b *body) read(p []byte) (int, error) {
 
 // arm sets the idle limit for the next read, never beyond the total one.
 func (b *body) arm() {
-	if b.f.cfg.Idle > 0 {
-		b.c.SetReadDeadline(b.f.idleDeadline(b.end))
+	if b.f.limits(b.x).Idle > 0 {
+		b.c.until(b.f.idleDeadline(b.x, b.end))
 	}
 }
 
@@ -92,8 +92,48 @@ func (b *body) waits() bool {
 }
 
 // WriteTo copies the body in large pieces and pushes out what has come whenever nothing more is there, so that a slow
-// stream is not held back by a buffer.
-func (b *body) WriteTo(w io.Writer) (int64, error) { return copyBody(w, b, b.waits) }
+// stream is not held back by a buffer. Where the kernel can move the bytes from socket to socket, it does.
+func (b *body) WriteTo(w io.Writer) (int64, error) {
+	if s, ok := w.(hop.Splicer); ok && !b.chunked && !b.untilClose && b.left-int64(b.c.br.Buffered()) >= spliceFrom && s.CanSplice() {
+		return b.splice(w, s)
+	}
+	return copyBody(w, b, b.waits)
+}
+
+const (
+	spliceFrom  = 16 << 10 // bytes still to come from which on splicing pays
+	splicePiece = 64 << 10 // after which the limits are looked at again: what a pipe holds
+)
+
+// splice moves what has been read already, and then the rest from socket to socket.
+func (b *body) splice(w io.Writer, s hop.Splicer) (total int64, err error) {
+	size := b.left
+	if n := b.c.br.Buffered(); n > 0 {
+		p, _ := b.c.br.Peek(n)
+		_, err = w.Write(p)
+		_, _ = b.c.br.Discard(n)
+		b.left -= int64(n)
+	}
+	b.arm()
+	for err == nil && b.left > 0 {
+		var n int64
+		n, err = s.Splice(b.c.TCPConn, min(b.left, splicePiece))
+		if b.left -= n; n > 0 {
+			b.arm()
+		}
+		switch {
+		case err == nil && n == 0:
+			err = io.ErrUnexpectedEOF
+		case errors.Is(err, os.ErrDeadlineExceeded) && (n > 0 && b.within() || b.c.again(err)):
+			err = nil
+		}
+	}
+	b.eof, b.err = err == nil, err
+	return size - b.left, err
+}
+
+// within says that the total limit has not passed.
+func (b *body) within() bool { return b.end.IsZero() || time.Now().Before(b.end) }
 
 func copyBody(w io.Writer, r io.Reader, waits func() bool) (total int64, err error) {
 	bp := copyBuffers.Get().(*[]byte)

@@ -8,31 +8,45 @@
 package forward
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 
+	"github.com/thawrun/thaw/api"
 	"github.com/thawrun/thaw/internal/hop"
 )
+
+// LoneDialTimeout is the DialTimeout of those who know no other address: one that takes no connections for a while, because of too many at once or of a
+// machine that is busy, is better waited for than given up.
+const LoneDialTimeout = 10 * time.Second
 
 // Config says where to and how long.
 type Config struct {
 	Addr          string        // host:port
-	Protocol      string        // what the function speaks: "h2c", or else HTTP/1.1
+	Protocol      string        // what the function speaks: "h2c"; "auto": h2c for requests that came over HTTP/2, if it takes it; else HTTP/1.1
+	Hop           bool          // Addr is a hop of the platform, and none a function: its refusals (X-Thaw-Error) come back as errors
 	Total         time.Duration // from the request's head sent to the last byte of the answer; 0 = no limit
 	ResponseStart time.Duration // from the request's head sent to the answer's head; 0 = no limit
-	Idle          time.Duration // between two bytes of the answer, or of an upgraded connection; 0 = no limit
+	Idle          time.Duration // between two bytes of the answer (from the request's end to the first one), or of an upgraded connection; 0 = no limit
 	DialTimeout   time.Duration // 0 = 1 s
+	Dial          Dialer        // nil = a net.Dialer
 	MaxIdle       int           // connections kept for reuse; 0 = 256
 	// IdleConn is how long an unused connection is kept; 0 = 4 s, less than what common servers wait (5 s and more),
 	// so that it is we who close and no request meets a closing connection.
 	IdleConn time.Duration
 }
 
+// Dialer opens a connection, as net.Dialer.DialContext does.
+type Dialer func(ctx context.Context, network, addr string) (net.Conn, error)
+
 // Forward sends requests to one address. Make one with New.
 type Forward struct {
 	cfg Config
 	h2  *h2 // nil = HTTP/1.1
+
+	learn *learner // with Protocol auto; else nil
 
 	mu     sync.Mutex
 	idle   []*conn // most recently used last
@@ -50,6 +64,9 @@ func New(cfg Config) *Forward {
 	if cfg.DialTimeout <= 0 {
 		cfg.DialTimeout = time.Second
 	}
+	if cfg.Dial == nil {
+		cfg.Dial = (&net.Dialer{Timeout: cfg.DialTimeout}).DialContext
+	}
 	if cfg.MaxIdle <= 0 {
 		cfg.MaxIdle = 256
 	}
@@ -57,8 +74,11 @@ func New(cfg Config) *Forward {
 		cfg.IdleConn = 4 * time.Second
 	}
 	f := &Forward{cfg: cfg}
-	if cfg.Protocol == "h2c" {
+	switch cfg.Protocol {
+	case "h2c":
 		f.h2 = newH2(f)
+	case "auto":
+		f.h2, f.learn = newH2(f), &learner{addr: cfg.Addr, wait: cfg.DialTimeout}
 	}
 	return f
 }
@@ -80,31 +100,52 @@ func (f *Forward) Close() {
 // Serve sends x and answers it. Errors: hop.ErrNotSent when no byte of the request can have reached the function,
 // *hop.Error for everything else.
 func (f *Forward) Serve(x *hop.Exchange) error {
-	if f.h2 != nil {
+	if f.cfg.Hop && x.Proxied {
+		x.Req.Header.Set("K-Proxy-Request", "activator")
+	}
+	switch {
+	case f.learn != nil:
+		return f.serveAuto(x)
+	case f.h2 != nil:
 		return f.h2.serve(x)
 	}
 	return f.serveH1(x)
 }
 
-// startDeadline is when the answer must have begun.
-func (f *Forward) startDeadline(sent time.Time) (t time.Time) {
-	if f.cfg.ResponseStart > 0 {
-		t = sent.Add(f.cfg.ResponseStart)
+// limits are those of the function and of the route that x came by, whichever are shorter.
+func (f *Forward) limits(x *hop.Exchange) api.Timeouts {
+	return api.Timeouts{Total: f.cfg.Total, ResponseStart: f.cfg.ResponseStart, Idle: f.cfg.Idle}.And(x.Limits)
+}
+
+// startDeadline is when the answer must have begun. A function that has the whole request and is silent is idle, too; while the body is
+// still on its way the silence may be the client's.
+func (f *Forward) startDeadline(x *hop.Exchange) time.Time {
+	l := f.limits(x)
+	d := api.Timeouts{Total: l.Total}.And(api.Timeouts{Total: l.ResponseStart})
+	if x.BodySize == 0 || inMemory(x) {
+		d = d.And(api.Timeouts{Total: l.Idle})
 	}
-	if f.cfg.Total > 0 {
-		if end := sent.Add(f.cfg.Total); t.IsZero() || end.Before(t) {
-			t = end
-		}
+	if d.Total <= 0 {
+		return time.Time{}
 	}
-	return t
+	return x.Sent.Add(d.Total)
+}
+
+// totalEnd is when the answer must have ended; zero = no limit.
+func (f *Forward) totalEnd(x *hop.Exchange) time.Time {
+	if total := f.limits(x).Total; total > 0 {
+		return x.Sent.Add(total)
+	}
+	return time.Time{}
 }
 
 // idleDeadline is when the next byte of the answer must have come; end is the total limit, zero = none. The zero time means no limit.
-func (f *Forward) idleDeadline(end time.Time) time.Time {
-	if f.cfg.Idle <= 0 {
+func (f *Forward) idleDeadline(x *hop.Exchange, end time.Time) time.Time {
+	idle := f.limits(x).Idle
+	if idle <= 0 {
 		return end
 	}
-	t := time.Now().Add(f.cfg.Idle)
+	t := time.Now().Add(idle)
 	if !end.IsZero() && end.Before(t) {
 		t = end
 	}

@@ -47,10 +47,15 @@ const (
 func newH2(f *Forward) *h2 {
 	var protocols http.Protocols
 	protocols.SetUnencryptedHTTP2(true)
-	d := net.Dialer{Timeout: f.cfg.DialTimeout}
 	return &h2{f: f, t: &http.Transport{
-		Protocols:              &protocols,
-		DialContext:            d.DialContext,
+		Protocols: &protocols,
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			nc, err := f.cfg.Dial(ctx, network, addr)
+			if err != nil {
+				return nil, err
+			}
+			return newBatch(nc), nil
+		},
 		DisableCompression:     true, // the body is not ours to unpack
 		IdleConnTimeout:        h2Idle,
 		MaxResponseHeaderBytes: maxAnswerFields,
@@ -60,17 +65,23 @@ func newH2(f *Forward) *h2 {
 // get returns a connection with a stream reserved on it.
 func (h *h2) get() (*http.ClientConn, error) {
 	for {
+		lost := false
 		h.mu.Lock()
 		for i := len(h.conns) - 1; i >= 0; i-- {
 			c := h.conns[i]
 			if c.Err() != nil {
 				h.conns = append(h.conns[:i], h.conns[i+1:]...)
+				lost = true
 				continue
 			}
 			if c.Reserve() == nil {
 				h.mu.Unlock()
 				return c, nil
 			}
+		}
+		if lost && h.f.learn != nil {
+			h.mu.Unlock()
+			return nil, errRelearn
 		}
 		if d := h.dialing; d != nil {
 			h.mu.Unlock()
@@ -131,15 +142,19 @@ func closeUnused(c *http.ClientConn) {
 	}
 }
 
-var errTimeLimit = errors.New("time limit")
+var (
+	errTimeLimit = errors.New("time limit")
+	errLeft      = errors.New("the client left")
+)
 
 // stream is one exchange over HTTP/2. Its deadline moves on as the answer comes; when it passes, the stream is reset.
 type stream struct {
-	x      *hop.Exchange
-	cancel context.CancelCauseFunc
-	ctx    context.Context
-	timer  *time.Timer
-	up     *h2upload // nil = the request has no streaming body
+	x       *hop.Exchange
+	cancel  context.CancelCauseFunc
+	ctx     context.Context
+	timer   *time.Timer
+	watcher hop.Watcher // over the client; nil = nobody
+	up      *h2upload   // nil = the request has no streaming body
 
 	mu      sync.Mutex
 	interim int  // answers before the answer
@@ -166,8 +181,15 @@ func (s *stream) until(t time.Time) {
 	}
 }
 
+// Cancel makes the stream a hop.Canceller.
+func (s *stream) Cancel() { s.cancel(errLeft) }
+
 // end gives up what the exchange holds. The function's work is cancelled if it is not done.
 func (s *stream) end() {
+	if s.watcher != nil {
+		s.watcher.Unwatch()
+		s.watcher = nil
+	}
 	s.up.stop()
 	if s.timer != nil {
 		s.timer.Stop()
@@ -180,21 +202,20 @@ func (h *h2) serve(x *hop.Exchange) error {
 	if err != nil {
 		return err
 	}
-	ctx := context.Background()
-	client, watched := x.Client.(hop.Leaver)
-	if watched {
-		ctx = client.Context()
-	}
 	s := &stream{x: x}
-	s.ctx, s.cancel = context.WithCancelCause(ctx)
+	s.ctx, s.cancel = context.WithCancelCause(context.Background())
+	if w, ok := x.Client.(hop.Watcher); ok {
+		s.watcher = w
+		w.Watch(s)
+	}
 	req, err := s.request(h.f.cfg.Addr)
 	if err != nil {
 		cc.Release()
-		s.cancel(nil)
+		s.end()
 		return err
 	}
 	x.Sent = time.Now()
-	s.until(h.f.startDeadline(x.Sent))
+	s.until(h.f.startDeadline(x))
 	resp, err := cc.RoundTrip(req)
 	s.begin()
 	if err != nil {
@@ -204,7 +225,7 @@ func (h *h2) serve(x *hop.Exchange) error {
 			return clientBroke(s.up.failed())
 		case errors.Is(context.Cause(s.ctx), errTimeLimit):
 			return tooLate(x)
-		case watched && ctx.Err() != nil:
+		case errors.Is(context.Cause(s.ctx), errLeft):
 			return clientLeft()
 		case unprocessed(err) && !s.up.touched():
 			x.BodyDone = false
@@ -309,6 +330,9 @@ func (streamError) Error() string { return "stream error" }
 
 // answer passes the answer on.
 func (h *h2) answer(s *stream, resp *http.Response) error {
+	if h.f.cfg.Hop && resp.Header.Get(headerError) != "" {
+		return h.refused(s, resp)
+	}
 	x := s.x
 	x.Resp.Reset()
 	head := answerHeads.Get().(*answerHead)
@@ -339,10 +363,7 @@ func (h *h2) answer(s *stream, resp *http.Response) error {
 			x.Resp.Header.SetContentLength(int(size))
 		}
 	}
-	b := &h2body{h: h, s: s, resp: resp}
-	if h.f.cfg.Total > 0 {
-		b.end = x.Sent.Add(h.f.cfg.Total)
-	}
+	b := &h2body{h: h, s: s, resp: resp, end: h.f.totalEnd(x)}
 	if ended {
 		b.eof = true
 		return b.Close()
@@ -388,6 +409,7 @@ type h2body struct {
 	s    *stream
 	resp *http.Response
 	end  time.Time
+	got  int64 // bytes so far
 	eof  bool
 	err  error
 }
@@ -397,8 +419,9 @@ func (b *h2body) Read(p []byte) (int, error) {
 	if b.err != nil {
 		return 0, b.err
 	}
-	b.s.until(b.h.f.idleDeadline(b.end))
+	b.s.until(b.h.f.idleDeadline(b.s.x, b.end))
 	n, err := b.resp.Body.Read(p)
+	b.got += int64(n)
 	if err == io.EOF {
 		b.eof = true
 		b.trailer()
@@ -420,10 +443,11 @@ func (b *h2body) trailer() {
 	}
 }
 
-// WriteTo copies the body in large pieces; each goes out at once, since whether more has come cannot be told. Only of an empty body nothing more
-// can come: its end goes out together with the head, as gRPC wants it of an answer without messages.
+// WriteTo copies the body in large pieces; each goes out at once, since whether more has come cannot be told. Only after as many bytes as were
+// announced nothing more can come: the end goes out together with the last of them, or with the head. gRPC's own client needs
+// that of an answer without messages, and of a refusal that is no gRPC.
 func (b *h2body) WriteTo(w io.Writer) (int64, error) {
-	return copyBody(w, b, func() bool { return b.resp.ContentLength != 0 })
+	return copyBody(w, b, func() bool { return b.got != b.resp.ContentLength })
 }
 
 // Close ends the exchange. When the body was not read to its end the stream is reset, which cancels the function's work, and the client's

@@ -17,15 +17,22 @@ func (f *Forward) switchProtocols(x *hop.Exchange, c *conn, up *upload, asked st
 		x.Resp.Reset()
 		return &hop.Error{Status: 502, Reason: hop.ReasonInstanceBroke, Message: "instance switched protocols without being asked"}
 	}
+	if !c.unfollow() {
+		c.discard()
+		x.Resp.Reset()
+		return clientLeft()
+	}
 	h := &x.Resp.Header
 	proto := string(h.Peek("Upgrade"))
 	h.Set("Upgrade", proto)
 	h.Set("Connection", "Upgrade")
 	x.Resp.SkipBody = true
+	idle := f.limits(x).Idle
 	x.Hijack = func(client net.Conn) {
 		defer c.discard()
+		c.limit = time.Unix(1, 0) // so that none of the deadlines that pipe sets is taken back
 		c.SetDeadline(time.Time{})
-		pipe(client, c, f.cfg.Idle)
+		pipe(client, c, idle)
 	}
 	return nil
 }

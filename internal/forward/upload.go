@@ -14,6 +14,7 @@ import (
 type upload struct {
 	done    chan struct{}
 	stopped atomic.Bool // by us
+	last    atomic.Bool // the last piece of a body of known length is on its way
 	client  error       // the client's side failed: the body is not complete
 }
 
@@ -26,7 +27,23 @@ func (u *upload) run(x *hop.Exchange, c *conn) {
 	chunked := x.BodySize < 0
 	in := x.Req.BodyStream()
 	left := x.BodySize
+	spliced, _ := in.(hop.Spliced)
 	for {
+		u.last.Store(left >= 0 && left <= splicePiece)
+		if spliced != nil && left >= spliceFrom && spliced.CanSplice() {
+			n, source, err := spliced.SpliceTo(c.TCPConn, min(left, splicePiece))
+			switch left -= n; {
+			case err != nil && source:
+				u.broke(c, err)
+				return
+			case err != nil:
+				return // the function does not want it
+			case left == 0:
+				x.BodyDone = true
+				return
+			}
+			continue
+		}
 		n, err := in.Read(buf[room : len(buf)-2])
 		if n > 0 {
 			out := buf[room : room+n]
@@ -54,14 +71,18 @@ func (u *upload) run(x *hop.Exchange, c *conn) {
 			if err == io.EOF {
 				err = io.ErrUnexpectedEOF
 			}
-			if !u.stopped.Load() {
-				u.client = err
-			}
-			// The function must not take the part for the whole. Closing is the only way to say so.
-			c.Close()
+			u.broke(c, err)
 			return
 		}
 	}
+}
+
+// broke ends an upload whose body broke off. The function must not take the part for the whole. Closing is the only way to say so.
+func (u *upload) broke(c *conn, err error) {
+	if !u.stopped.Load() {
+		u.client = err
+	}
+	c.Close()
 }
 
 // stop ends the upload, whatever it waits for, and returns when it has ended.
@@ -75,20 +96,25 @@ func (u *upload) stop(x *hop.Exchange, c *conn) {
 	default:
 	}
 	u.stopped.Store(true)
-	c.Close()
 	if x.Client != nil {
-		x.Client.Abort()
+		x.Client.Abort() // first: Close waits for a splice into c that waits for the client
 	}
+	c.Close()
 	<-u.done
 }
 
 // settle gives an upload whose last bytes the function has answered already the moment that its goroutine needs to say so: else
-// the answer would cost the client its connection for nothing. It returns whether the body is still on its way.
+// the answer would cost the client its connection for nothing. A goroutine whose splice has ended may have to queue for a processor, so the last piece
+// is waited for longer. It returns whether the body is still on its way.
 func (u *upload) settle() bool {
 	if !u.running() {
 		return false
 	}
-	t := time.NewTimer(time.Millisecond)
+	wait := time.Millisecond
+	if u.last.Load() {
+		wait = 25 * time.Millisecond
+	}
+	t := time.NewTimer(wait)
 	defer t.Stop()
 	select {
 	case <-u.done:

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"strconv"
 	"time"
 
@@ -51,7 +52,7 @@ func bodySize(x *hop.Exchange) int {
 func (c *clientConn) answer(x *hop.Exchange, last bool) (keep bool) {
 	w := c.w
 	resp := x.Resp
-	c.clear.Store(false)
+	c.setMay(mayNothing)
 	if !w.body.done.Load() {
 		// What is left of the body would be taken for the next request.
 		last = true
@@ -86,11 +87,12 @@ func (c *clientConn) answer(x *hop.Exchange, last bool) (keep bool) {
 	w.out.add(head)
 
 	if x.Hijack != nil {
+		c.endBusy() // both sides are read from now on
 		if w.out.Flush() == nil {
 			c.reading = readingFreely
 			c.Conn.SetDeadline(time.Time{})
 			c.readEnd, c.writeEnd = time.Time{}, time.Time{}
-			x.Hijack(&upgraded{c, w.br})
+			x.Hijack(&upgraded{c})
 		}
 		x.Finish()
 		return false
@@ -105,10 +107,14 @@ func (c *clientConn) answer(x *hop.Exchange, last bool) (keep bool) {
 		keep = false
 	}
 	// Answers to requests that are here already go out together.
-	if keep && w.br.Buffered() > 0 && len(w.out.buf) < outSize {
+	if keep && c.buffered() > 0 && len(w.out.buf) < outSize {
 		return true
 	}
-	return w.out.Flush() == nil && keep
+	if w.out.Flush() != nil {
+		x.Cut = true
+		return false
+	}
+	return keep
 }
 
 // writeBody copies the body as far as it goes. When it is false the answer is not complete.
@@ -119,10 +125,14 @@ func (c *clientConn) writeBody(x *hop.Exchange, none bool, size int, chunked boo
 	case none:
 		return true
 	case stream == nil:
+		x.Out = int64(len(resp.Body()))
 		out.add(resp.Body())
 		return true
 	}
 	out.chunked, out.n = chunked, 0
+	if chunked {
+		defer c.setMay(mayNothing)
+	}
 	var err error
 	if wt, ok := stream.(io.WriterTo); ok {
 		_, err = wt.WriteTo(out)
@@ -132,11 +142,13 @@ func (c *clientConn) writeBody(x *hop.Exchange, none bool, size int, chunked boo
 		}
 	}
 	out.chunked = false
+	x.Out = out.n
 	if err == nil && size >= 0 && out.n != int64(size) {
 		err = io.ErrUnexpectedEOF
 	}
 	if err != nil {
 		c.Reset() // the only way to say that this is not the end
+		x.Cut = true
 		return false
 	}
 	if chunked {
@@ -169,6 +181,7 @@ func (w *writer) Write(p []byte) (int, error) {
 	}
 	w.n += int64(len(p))
 	if w.chunked {
+		w.c.setMay(mayNothing)
 		w.buf = chunk.AppendSize(w.buf, len(p))
 	}
 	if len(p) < direct {
@@ -201,6 +214,25 @@ func (w *writer) send(p []byte) error {
 	return err
 }
 
+var errSlowClient = errors.New("the client takes nothing of its answer")
+
+// CanSplice makes w a hop.Splicer.
+func (w *writer) CanSplice() bool { return w.c.tcp != nil && !w.c.tls && !w.chunked }
+
+// Splice lets the kernel move the bytes.
+func (w *writer) Splice(src *net.TCPConn, n int64) (int64, error) {
+	if err := w.Flush(); err != nil {
+		return 0, err
+	}
+	w.c.armWrite()
+	took, err := w.c.tcp.ReadFrom(&io.LimitedReader{R: src, N: n})
+	w.n += took
+	if errors.Is(err, os.ErrDeadlineExceeded) && !time.Now().Before(w.c.writeEnd) {
+		err = errSlowClient
+	}
+	return took, err
+}
+
 // Flush writes what was collected.
 func (w *writer) Flush() error {
 	if len(w.buf) == 0 {
@@ -208,6 +240,9 @@ func (w *writer) Flush() error {
 	}
 	_, err := w.c.Write(w.buf)
 	w.buf = w.buf[:0]
+	if w.chunked {
+		w.c.setMay(mayZero) // whatever was flushed ended with a whole chunk, or with the head
+	}
 	return err
 }
 
@@ -219,6 +254,8 @@ func (c *clientConn) Interim(h *fasthttp.ResponseHeader) error {
 	head, _ := appendAnswerHead(c.w.head[:0], h)
 	head = append(head, "\r\n"...)
 	c.w.head = head
+	c.writing.Lock()
+	defer c.writing.Unlock()
 	c.w.out.add(head)
 	return c.w.out.Flush()
 }
@@ -241,8 +278,11 @@ func (c *clientConn) malformed(err error) bool {
 	}
 	w.resp.Reset()
 	writeError(&w.resp, e)
-	w.x.Req, w.x.Resp, w.x.Client = &w.req, &w.resp, c
+	w.x.Req, w.x.Resp, w.x.Client, w.x.RemoteAddr, w.x.Arrived, w.x.TLS = &w.req, &w.resp, c, c.RemoteAddr(), time.Now(), c.tls
 	w.body.done.Store(true)
 	c.linger.Store(true)
-	return c.answer(&w.x, true)
+	c.answer(&w.x, true)
+	w.x.Req = nil
+	c.s.observe(&w.x)
+	return false
 }

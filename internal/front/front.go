@@ -1,5 +1,5 @@
 // Package front turns connections into exchanges: an HTTP/1.1 server with the strictness and the endings that a proxy owes both
-// sides, and on the same port HTTP/2 by prior knowledge.
+// sides, and on the same port HTTP/2 by prior knowledge, and both of them over TLS.
 //
 // fasthttp parses the heads and carries the messages. The connection's loop is ours, because a proxy needs what fasthttp's server keeps to
 // itself: messages that two parsers could read in two ways are refused and the connection is closed; a request body
@@ -7,15 +7,15 @@
 // function's to say, and what else it says before its answer (103) is passed on; trailers go both ways; a client that leaves is noticed while its
 // request waits; an answer that was cut short ends as a reset; an idle connection holds no buffers.
 //
-// HTTP/2 is net/http's; h2.go translates its streams into the same exchanges.
+// Connections of HTTP/2 are package h2's; h2.go turns their streams into the same exchanges.
 package front
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
-	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +33,10 @@ type Config struct {
 	MaxHeaderLines int           // fields of a request's head; 256; more is answered with 431
 	MaxConns       int           // connections at once; 65,536; more are closed at once
 	MaxStreams     int           // streams at once on an HTTP/2 connection; 250
+	TLS            *tls.Config   // nil = TLS is not spoken; else it shares each port with plain HTTP
+	MaxHandshakes  int           // TLS handshakes at once; 1,024; one more ends the oldest
+	Handshake      func(error)   // told how each TLS handshake ended; nil = nobody asks
+	Observer       hop.Observer  // is told of every exchange; nil = nobody
 	Log            *slog.Logger
 }
 
@@ -41,14 +45,18 @@ type Server struct {
 	cfg Config
 	h   hop.Handler
 
-	h2      *http.Server
-	h2conns handover
+	readers sync.Pool // of *bufio.Reader, MaxHeaderBytes each
 
+	handshakes handshakes
+
+	sweeping atomic.Bool // the sweeper will run, or runs
 	stopping atomic.Bool
+	idleEnd  time.Time  // connections without a request are closed then; static once stopping
 	mu       sync.Mutex // guards what follows
 	lns      map[net.Listener]struct{}
-	conns    map[*clientConn]struct{}
-	serving  sync.WaitGroup // connections of HTTP/1; grows only under mu and while not stopping
+	conns    seats
+	sweeper  *time.Timer    // nil until the first request
+	serving  sync.WaitGroup // listeners and connections; grows only under mu, by a listener that it counts or while not stopping
 }
 
 // New returns a server that hands every exchange to h.
@@ -71,12 +79,12 @@ func New(cfg Config, h hop.Handler) *Server {
 	number(&cfg.MaxHeaderLines, 256)
 	number(&cfg.MaxConns, 1<<16)
 	number(&cfg.MaxStreams, 250)
+	number(&cfg.MaxHandshakes, 1024)
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{cfg: cfg, h: h, lns: make(map[net.Listener]struct{}), conns: make(map[*clientConn]struct{})}
-	s.h2conns = handover{conns: make(chan net.Conn), closed: make(chan struct{})}
-	s.h2 = s.newH2()
+	s := &Server{cfg: cfg, h: h, lns: make(map[net.Listener]struct{})}
+	s.handshakes.max = cfg.MaxHandshakes
 	return s
 }
 
@@ -91,11 +99,10 @@ func (s *Server) Serve(ln net.Listener) error {
 		ln.Close()
 		return ErrClosed
 	}
-	if len(s.lns) == 0 {
-		s.h2conns.serving.Go(func() { _ = s.h2.Serve(&s.h2conns) })
-	}
 	s.lns[ln] = struct{}{}
+	s.serving.Add(1)
 	s.mu.Unlock()
+	defer s.serving.Done()
 	var pause time.Duration
 	for {
 		nc, err := ln.Accept()
@@ -124,19 +131,17 @@ func temporary(err error) bool {
 func (s *Server) accept(nc net.Conn) {
 	c := newConn(s, nc)
 	s.mu.Lock()
-	if s.stopping.Load() || len(s.conns) >= s.cfg.MaxConns {
+	if s.stopping.Load() && s.idleEnd.IsZero() || s.conns.taken >= s.cfg.MaxConns {
 		s.mu.Unlock()
 		nc.Close()
 		return
 	}
-	s.conns[c] = struct{}{}
+	s.conns.take(c)
 	s.serving.Add(1)
 	s.mu.Unlock()
 	go func() {
 		defer s.serving.Done()
-		if c.serve() {
-			return // it is HTTP/2's now, and forgotten when that closes it
-		}
+		c.serve()
 		c.Close()
 		s.forget(c)
 	}()
@@ -144,55 +149,78 @@ func (s *Server) accept(nc net.Conn) {
 
 func (s *Server) forget(c *clientConn) {
 	s.mu.Lock()
-	delete(s.conns, c)
+	s.conns.leave(c)
 	s.mu.Unlock()
 }
 
 // Shutdown stops accepting, says "Connection: close" and GOAWAY on what is under way, and returns when all exchanges and upgraded
-// connections have ended. When ctx ends first, what is left is reset and ctx's cause is returned.
-func (s *Server) Shutdown(ctx context.Context) error {
+// connections have ended. Connections without a request are closed. When ctx ends first, what is left is reset and ctx's cause is returned.
+func (s *Server) Shutdown(ctx context.Context) error { return s.stop(ctx, time.Time{}) }
+
+// Retire is Shutdown for a server whose listeners' sockets another process goes on with. A client that finds its connection closed when it
+// sends its next request would see a failure where there is none; so connections without a request have grace to send one more, which is
+// answered with "Connection: close".
+func (s *Server) Retire(ctx context.Context, grace time.Duration) error {
+	return s.stop(ctx, time.Now().Add(grace))
+}
+
+func (s *Server) stop(ctx context.Context, idleEnd time.Time) error {
 	s.mu.Lock()
+	s.idleEnd = idleEnd
 	s.stopping.Store(true)
 	for ln := range s.lns {
 		ln.Close()
 	}
-	for c := range s.conns {
-		c.wake()
+	for seat := range s.conns.all {
+		seat.c.wake()
+		if seat.c.h2 != nil {
+			seat.c.h2.Drain()
+		}
 	}
 	s.mu.Unlock()
+	if idleEnd.IsZero() {
+		s.handshakes.end()
+	}
 
-	h1 := make(chan struct{})
-	go func() { s.serving.Wait(); close(h1) }()
-	err := s.h2.Shutdown(ctx)
+	served := make(chan struct{})
+	go func() { s.serving.Wait(); close(served) }()
 	select {
-	case <-h1:
+	case <-served:
+		return nil
 	case <-ctx.Done():
-		err = context.Cause(ctx)
 	}
-	if err != nil {
-		err = context.Cause(ctx)
-		s.mu.Lock()
-		for c := range s.conns {
-			c.Reset()
-			c.Close()
-		}
-		s.mu.Unlock()
-		s.h2.Close()
+	s.mu.Lock()
+	for seat := range s.conns.all {
+		seat.c.kill()
 	}
-	s.h2conns.serving.Wait()
-	return err
+	s.mu.Unlock()
+	return context.Cause(ctx)
+}
+
+// observe tells the observer that x is over.
+func (s *Server) observe(x *hop.Exchange) {
+	if s.cfg.Observer != nil {
+		s.cfg.Observer.End(x)
+	}
 }
 
 // run is what every exchange goes through, whatever brought it.
 func (s *Server) run(x *hop.Exchange, small *[]byte) {
 	h := &x.Req.Header
-	x.ID = requestID(h.Peek("X-Request-Id"))
+	given := h.PeekCanonical(headerID)
+	x.ID = requestID(given)
+	known := string(given) == x.ID
 	err := s.check(h)
 	if err == nil {
 		err = originForm(h)
 	}
 	if err == nil {
-		h.Set("X-Request-Id", x.ID)
+		if !known {
+			h.SetCanonical(headerID, []byte(x.ID))
+		}
+		if s.cfg.Observer != nil {
+			s.cfg.Observer.Begin(x)
+		}
 		err = readSmall(x, small)
 	}
 	if err == nil {
@@ -202,5 +230,7 @@ func (s *Server) run(x *hop.Exchange, small *[]byte) {
 		Render(x, err)
 		x.Finish()
 	}
-	x.Resp.Header.Set("X-Request-Id", x.ID)
+	x.Resp.Header.SetCanonical(headerID, []byte(x.ID))
 }
+
+var headerID = []byte("X-Request-Id")

@@ -270,6 +270,35 @@ func TestTooManyHints(t *testing.T) {
 	})
 }
 
+// Whether a body is wanted is the function's to say, whatever both speak.
+func TestContinueEveryWay(t *testing.T) {
+	everyWay(t, forward.Config{}, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/refused" {
+			w.WriteHeader(401)
+			return
+		}
+		echo(w, r)
+	}, func(t *testing.T, st *stand, cl *http.Client, _, _ string) {
+		cl.Transport.(*http.Transport).ExpectContinueTimeout = 20 * time.Second
+		for path, want := range map[string]string{"/refused": "401 false ", "/wanted": "200 true hello"} {
+			asked := false
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			defer cancel()
+			req, _ := http.NewRequestWithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got100Continue: func() { asked = true }}), "POST", "http://"+st.addr+path, strings.NewReader("hello"))
+			req.Header.Set("Expect", "100-continue")
+			resp, err := cl.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, _ := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if got := fmt.Sprintf("%d %v %s", resp.StatusCode, asked, b); got != want {
+				t.Errorf("%s: %s, want %s", path, got, want)
+			}
+		}
+	})
+}
+
 func TestFullDuplexEveryWay(t *testing.T) {
 	everyWay(t, forward.Config{}, func(w http.ResponseWriter, r *http.Request) {
 		http.NewResponseController(w).EnableFullDuplex()

@@ -1,6 +1,7 @@
 package front
 
 import (
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"math"
@@ -20,6 +21,8 @@ func Render(x *hop.Exchange, err error) {
 	case errors.As(err, &e):
 	case errors.Is(err, hop.ErrBusy):
 		e = &hop.Error{Status: 503, Reason: hop.ReasonQueueFull, Message: "pending request queue full", RetryAfter: time.Second}
+	case errors.Is(err, hop.ErrNotSent):
+		e = &hop.Error{Status: 502, Reason: hop.ReasonUnreachable, Message: err.Error()}
 	default:
 		e = &hop.Error{Status: 502, Reason: hop.ReasonInstanceBroke, Message: err.Error()}
 	}
@@ -68,11 +71,9 @@ func requestID(given []byte) string {
 		}
 	}
 	var b [16]byte
-	for i := 0; i < 16; i += 8 {
-		v := rand.Uint64()
-		for j := range 8 {
-			b[i+j] = byte(v >> (8 * j))
-		}
-	}
-	return hex.EncodeToString(b[:])
+	binary.LittleEndian.PutUint64(b[:], rand.Uint64())
+	binary.LittleEndian.PutUint64(b[8:], rand.Uint64())
+	var text [2 * len(b)]byte
+	hex.Encode(text[:], b[:])
+	return string(text[:])
 }

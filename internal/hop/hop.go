@@ -18,6 +18,7 @@ import (
 
 	"github.com/thawrun/thaw/api"
 	"github.com/thawrun/thaw/internal/endpoints"
+	"github.com/thawrun/thaw/internal/trace"
 )
 
 // Handler is one step on a request's path.
@@ -32,6 +33,15 @@ type HandlerFunc func(x *Exchange) error
 
 // Serve calls f.
 func (f HandlerFunc) Serve(x *Exchange) error { return f(x) }
+
+// Observer is told of every exchange by the front: telemetry of any kind, which no step on the way has to know.
+type Observer interface {
+	// Begin is called before the first step, once the request is known to be well-formed. It may change its fields.
+	Begin(x *Exchange)
+	// End is called when the answer is written or has broken off, with all that the steps have left in x; nothing of x may be kept. It is
+	// called for what was refused before Begin too: then Req is nil if there was no well-formed head.
+	End(x *Exchange)
+}
 
 // Finisher is told once that the answer is complete, or never will be.
 type Finisher interface{ Finish(x *Exchange) }
@@ -50,11 +60,13 @@ var ErrNotSent = errors.New("instance could not be reached")
 // Reasons for answers that the platform gives itself, sent as X-Thaw-Error.
 const (
 	ReasonBadRequest    = "bad_request"     // 400
+	ReasonTLSRequired   = "tls_required"    // 403, an upgrade without TLS where TLS is demanded
 	ReasonNoService     = "no_service"      // 404
 	ReasonNoRevision    = "no_revision"     // 404, the route names a revision without code or that is gone
 	ReasonMethod        = "method_refused"  // 405, CONNECT
 	ReasonHeaderTooBig  = "header_too_big"  // 431
 	ReasonClientGone    = "client_gone"     // 499, logged only
+	ReasonUnreachable   = "unreachable"     // 502, no byte of the request reached an instance
 	ReasonInstanceBroke = "instance_broke"  // 502, the instance died or spoke no HTTP
 	ReasonQueueFull     = "queue_full"      // 503, a bound of count or bytes is reached
 	ReasonCannotStart   = "cannot_start"    // 503, no instance gets ready; the message has the function's last words
@@ -96,25 +108,33 @@ type Exchange struct {
 	RemoteAddr net.Addr
 	TLS        bool
 	HTTP10     bool // the client knows no chunks
+	HTTP2      bool // x is a stream of HTTP/2
 	Client     Client
 	BodySize   int64   // bytes that the request's body will have; -1 = not known, 0 = none
 	ReqTrailer []Field // of the request; there once its body has been read to its end
+	In, Out    int64   // bytes of the bodies as read from and written to the client so far, upgraded connections not counted
+	Cut        bool    // the answer broke off after its head
+	Trace      trace.Context
 
 	// Set by the router.
 	Namespace string
 	Service   string
 	Revision  api.RevisionID
 	Tag       string
+	Limits    api.Timeouts // of the route; the revision's own hold too
 
 	// Set by the activator: the request went through its queue, and how it was served when it had to wait.
 	Proxied     bool
+	QueuedAt    time.Time             // began to wait for a slot, here or in the queue-proxy
 	Queued      time.Duration         // waited for a slot
 	Cold        bool                  // waited for the start of the instance that served it
 	Start       endpoints.StartTimes  // of that instance
+	Instance    string                // set by the queue-proxy that had it last
 	Sent        time.Time             // the head of the request was handed to the function
 	BodyDone    bool                  // set by forward: the request body was read to its end
 	Hijack      func(client net.Conn) // set by forward for an upgraded connection; the front calls it after the answer's head
 	RespTrailer []Field               // set by forward before the answer's body ends
+	Small       []byte                // forward's room for an answer's body that came with its head; Resp has it
 	state       atomic.Uint32         // 0 open, 1 finished
 	finish      [8]Finisher           // run in order of registration
 	nfinish     int
@@ -150,8 +170,10 @@ func (x *Exchange) Finished() bool { return x.state.Load() == 1 }
 func (x *Exchange) Reset() {
 	x.Req, x.Resp, x.RemoteAddr, x.Client, x.Hijack = nil, nil, nil, nil, nil
 	x.ID, x.Namespace, x.Service, x.Revision, x.Tag = "", "", "", "", ""
-	x.Arrived, x.Sent, x.TLS, x.HTTP10, x.BodySize = time.Time{}, time.Time{}, false, false, 0
+	x.Arrived, x.Sent, x.TLS, x.HTTP10, x.HTTP2, x.BodySize = time.Time{}, time.Time{}, false, false, false, 0
+	x.In, x.Out, x.Cut, x.Trace, x.Instance, x.QueuedAt = 0, 0, false, trace.Context{}, "", time.Time{}
 	x.Proxied, x.Queued, x.Cold, x.BodyDone, x.Start = false, 0, false, false, endpoints.StartTimes{}
+	x.Limits = api.Timeouts{}
 	x.ReqTrailer, x.RespTrailer = x.ReqTrailer[:0], x.RespTrailer[:0]
 	x.nfinish = 0
 	x.state.Store(0)

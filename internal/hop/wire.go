@@ -2,8 +2,8 @@ package hop
 
 import (
 	"bytes"
-	"context"
 	"iter"
+	"net"
 
 	"github.com/valyala/fasthttp"
 )
@@ -23,10 +23,36 @@ type InterimWriter interface {
 	Interim(h *fasthttp.ResponseHeader) error
 }
 
-// Leaver is a Client that tells when the other end has left, without being asked.
-type Leaver interface {
-	// Context ends when the client has taken back its request or has closed its connection, at the latest when the exchange is over.
-	Context() context.Context
+// Watcher is a Client that tells when the other end has left.
+type Watcher interface {
+	// Watch makes c be cancelled when the client is found to have left, until Unwatch. There is one at a time.
+	Watch(c Canceller)
+	// Unwatch says whether c has been spared; it will be from now on.
+	Unwatch() bool
+}
+
+// Canceller is work for a client.
+type Canceller interface {
+	// Cancel ends the work; it is called at most once, does not block, and not after Unwatch has returned.
+	Cancel()
+}
+
+// Splicer is what takes a body of known length straight from another socket, without a copy in this process.
+type Splicer interface {
+	// CanSplice says whether Splice can be called: what stands under it may be no socket, or the body be framed.
+	CanSplice() bool
+	// Splice takes up to n bytes from src and returns how many it took. It may take fewer, with an error: os.ErrDeadlineExceeded is src's,
+	// and then none has been lost. Without an error fewer mean that src has ended.
+	Splice(src *net.TCPConn, n int64) (int64, error)
+}
+
+// Spliced is a request's body that can go straight into another socket, without a copy in this process.
+type Spliced interface {
+	// CanSplice says whether SpliceTo can be called now: something may have been read ahead, what stands under it be no socket, or the body be framed.
+	CanSplice() bool
+	// SpliceTo moves up to n bytes of what is left to dst and returns how many it moved. source says that an error is the body's, and none of dst's;
+	// io.ErrUnexpectedEOF is one. Without an error it has moved at least one byte.
+	SpliceTo(dst *net.TCPConn, n int64) (moved int64, source bool, err error)
 }
 
 // ConnectionOnly says whether a header field belongs to one connection and is never passed on (RFC 9110 7.6.1, and the ones of old that
@@ -150,7 +176,9 @@ func elements(list []byte) iter.Seq[[]byte] {
 // line stays. The order of what stays is kept, which removing fields from fasthttp's header would not do.
 func Filter(head []byte) ([]byte, Connection) {
 	var c Connection
-	head = keep(head, func(name, value []byte) bool { return !c.Read(name, value) })
+	head = keep(head, func(name, value []byte) bool {
+		return !ConnectionOnly(name) || !c.Read(name, bytes.Trim(value, " \t\r\n"))
+	})
 	if len(c.named) > 0 {
 		head = keep(head, func(name, _ []byte) bool {
 			for _, v := range c.named {
@@ -164,6 +192,7 @@ func Filter(head []byte) ([]byte, Connection) {
 	return head, c
 }
 
+// keep leaves the lines whose name and value, with the spaces around it, are wanted.
 func keep(head []byte, want func(name, value []byte) bool) []byte {
 	out := bytes.IndexByte(head, '\n') + 1
 	for in := out; in < len(head); {
@@ -173,7 +202,7 @@ func keep(head []byte, want func(name, value []byte) bool) []byte {
 		}
 		line := head[in:end]
 		colon := bytes.IndexByte(line, ':')
-		if colon > 0 && want(line[:colon], bytes.Trim(line[colon+1:], " \t\r\n")) {
+		if colon > 0 && want(line[:colon], line[colon+1:]) {
 			if out != in {
 				copy(head[out:], line)
 			}

@@ -14,6 +14,10 @@ import (
 // killed, so that a shell's children do not pile up behind it.
 func (p *Prober) tryExec(ctx context.Context) error {
 	command := p.probe.Exec.Command
+	out := &tail{max: p.o.MaxOutput}
+	if p.o.Exec != nil {
+		return p.elsewhere(ctx, out)
+	}
 	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
 	cmd.Dir = p.o.Dir
 	cmd.Env = p.o.Env
@@ -27,7 +31,6 @@ func (p *Prober) tryExec(ctx context.Context) error {
 		}
 		cmd.Err = nil
 	}
-	out := &tail{max: p.o.MaxOutput}
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.WaitDelay = 100 * time.Millisecond // for a grandchild that left the group and holds the output open
 	group(cmd)
@@ -39,6 +42,25 @@ func (p *Prober) tryExec(ctx context.Context) error {
 		return fmt.Errorf("exec probe: %q killed: %w%s", command[0], ctx.Err(), quote(out.b))
 	}
 	return fmt.Errorf("exec probe: %q: %w%s", command[0], err, quote(out.b))
+}
+
+// elsewhere has the command run by who knows where the function is.
+func (p *Prober) elsewhere(ctx context.Context, out *tail) error {
+	argv := p.probe.Exec.Command
+	path := argv[0]
+	if !strings.Contains(path, "/") {
+		if path = lookPath(path, p.o.Env); path == "" {
+			return fmt.Errorf("exec probe: %q is not in the function's PATH", argv[0])
+		}
+	}
+	err := p.o.Exec(ctx, path, argv, out)
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return fmt.Errorf("exec probe: %q killed: %w%s", argv, ctx.Err(), quote(out.b))
+	}
+	return fmt.Errorf("exec probe: %q: %w%s", argv, err, quote(out.b))
 }
 
 // lookPath finds a program in the PATH of env, "" if it is not there.

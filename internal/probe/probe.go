@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"time"
@@ -39,7 +40,12 @@ type Options struct {
 	Env       []string                                                          // environment of commands, "K=V"; nil = empty, not the caller's own
 	MaxOutput int                                                               // bytes quoted in errors; 0 = DefaultMaxOutput
 	Dial      func(ctx context.Context, network, addr string) (net.Conn, error) // nil = a net.Dialer
+	Exec      Exec                                                              // nil = a process of this machine
 }
+
+// Exec runs a command where the function lives and returns when it has ended: nil for exit code 0. path is argv[0] as found on
+// the function's PATH.
+type Exec func(ctx context.Context, path string, argv []string, out io.Writer) error
 
 // Prober runs one probe against one instance. Its methods may be called concurrently: callers of the same method share one
 // run, which ends when the last of them has left.

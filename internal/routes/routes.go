@@ -18,6 +18,7 @@ type Route struct {
 	// Local hosts (visibility cluster-local) are served only to requests that come from inside.
 	Local   bool
 	Targets []Target
+	Limits  api.Timeouts // of this route's requests, beside those of the revision
 	// Tags are the revisions that the header Knative-Serving-Tag selects on the main host.
 	Tags map[string]api.RevisionID
 }

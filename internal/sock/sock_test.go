@@ -1,6 +1,7 @@
 package sock
 
 import (
+	"errors"
 	"net"
 	"syscall"
 	"testing"
@@ -10,21 +11,18 @@ import (
 func TestLook(t *testing.T) {
 	server, client := pair(t)
 	rc, _ := server.(syscall.Conn).SyscallConn()
-	w := NewWatch(server)
+	c := NewConn(server)
 	become := func(want State) {
 		t.Helper()
 		end := time.Now().Add(2 * time.Second)
-		for Look(rc) != want || w.Look() != want {
+		for Look(rc) != want || c.Look() != want {
 			if time.Now().After(end) {
-				t.Fatalf("state %d, %d, want %d", Look(rc), w.Look(), want)
+				t.Fatalf("state %d, %d, want %d", Look(rc), c.Look(), want)
 			}
 			time.Sleep(time.Millisecond)
 		}
 	}
 	become(Silent)
-	if n := testing.AllocsPerRun(100, func() { w.Look() }); n != 0 {
-		t.Errorf("%v allocations", n)
-	}
 	client.Write([]byte("x"))
 	become(Sent)
 	if n, _ := server.Read(make([]byte, 8)); n != 1 {
@@ -35,9 +33,6 @@ func TestLook(t *testing.T) {
 	become(Ended)
 	server.Close()
 	become(Reset)
-	if NewWatch(nil) != nil {
-		t.Error("a watch over nothing")
-	}
 }
 
 func TestReset(t *testing.T) {
@@ -80,4 +75,27 @@ func pair(t *testing.T) (server, client net.Conn) {
 	}
 	t.Cleanup(func() { client.Close(); server.Close() })
 	return server, client
+}
+
+// A connection that is disconnected ends with a reset at once, although somebody reads it.
+func TestDisconnect(t *testing.T) {
+	server, client := pair(t)
+	c := NewConn(server)
+	read := make(chan error, 1)
+	go func() { _, err := c.Read(make([]byte, 1)); read <- err }()
+	if err := Disconnect(c.Raw()); errors.Is(err, errors.ErrUnsupported) {
+		t.Skip(err)
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-read; err == nil {
+		t.Error("the reader has read something")
+	}
+	client.SetReadDeadline(time.Now().Add(2 * time.Second))
+	if _, err := client.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the other side: %v, want a reset", err)
+	}
+	if _, err := c.Write([]byte("x")); err == nil {
+		t.Error("written after the end")
+	}
 }

@@ -32,6 +32,9 @@ type Config struct {
 	// Dir is the data directory of the embedded server, made (0700) if it is missing. The server opens no socket: only this
 	// process reaches it.
 	Dir string
+	// Socket is the path of a unix socket at which other processes of this user reach the embedded server, as endpoint
+	// unix://Socket; empty = none.
+	Socket string
 	// HistoryRevisions is how many of the newest revisions the embedded server remembers for watches, checked every five
 	// minutes; 0 = 10,000. Fewer make watchers that were away list again, more cost disk.
 	HistoryRevisions int64

@@ -78,6 +78,9 @@ func (s *server) config(cfg Config) *embed.Config {
 	e.Name = "thaw"
 	e.Dir = s.dir
 	e.ListenPeerUrls, e.ListenClientUrls = nil, nil
+	if cfg.Socket != "" {
+		e.ListenClientUrls = []url.URL{{Scheme: "unix", Path: cfg.Socket}}
+	}
 	member, _ := url.Parse(memberURL)
 	e.AdvertisePeerUrls, e.AdvertiseClientUrls = []url.URL{*member}, []url.URL{*member}
 	e.InitialCluster = e.Name + "=" + memberURL

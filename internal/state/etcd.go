@@ -84,6 +84,9 @@ func (s *etcd) operation(ctx context.Context, f func(context.Context) error) err
 	if err := s.usable(); err != nil {
 		return err
 	}
+	if ctx.Err() != nil { // the embedded server may be faster than the notice of it
+		return context.Cause(ctx)
+	}
 	limited, cancel := context.WithTimeout(ctx, s.cfg.OpTimeout)
 	defer cancel()
 	err := f(limited)

@@ -129,47 +129,54 @@ var badBodies = []struct {
 func TestBadInput(t *testing.T) {
 	t.Parallel()
 	overPaths(t, func(t *testing.T, p *path) {
-		for _, b := range bad {
-			runCase(t, p, testCase{name: b.name, run: func(e *env) {
-				c := e.dial()
-				io.WriteString(c, b.send) // may fail: refused before all is sent
-				if b.fin {
-					c.closeWrite()
-				}
-				e.refused(c, b.status)
-				if n := e.reached(); n > 0 {
-					e.Errorf("%d requests reached the function", n)
-				}
-			}})
-		}
-		for _, b := range badBodies {
-			runCase(t, p, testCase{name: b.name, run: func(e *env) {
-				whole := make(chan string, 16)
-				e.fn.handle(func(c *call) {
-					body, _, err := c.body()
-					if err != nil {
-						whole <- ""
-						c.end()
-						return
-					}
-					whole <- fmt.Sprintf("%q %q", c.head, body)
-					c.send(ok)
-				})
-				c := e.dial()
-				io.WriteString(c, "POST /bad/"+b.name+" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"+b.send)
-				if b.fin {
-					c.closeWrite()
-				}
-				e.refused(c, "")
-				// What of it reached the function, if anything, must have ended as an error there.
-				for range e.reached() {
-					if w := get(e, whole, "the function's end of the request"); w != "" {
-						e.Errorf("reached the function as a whole request: %.300s", w)
-					}
-				}
-			}})
+		for _, c := range badCases() {
+			runCase(t, p, c)
 		}
 	})
+}
+
+func badCases() (cc []testCase) {
+	for _, b := range bad {
+		cc = append(cc, testCase{name: b.name, run: func(e *env) {
+			c := e.dial()
+			io.WriteString(c, b.send) // may fail: refused before all is sent
+			if b.fin {
+				c.closeWrite()
+			}
+			e.refused(c, b.status)
+			if n := e.reached(); n > 0 {
+				e.Errorf("%d requests reached the function", n)
+			}
+		}})
+	}
+	for _, b := range badBodies {
+		cc = append(cc, testCase{name: b.name, run: func(e *env) {
+			whole := make(chan string, 16)
+			e.fn.handle(func(c *call) {
+				body, _, err := c.body()
+				if err != nil {
+					whole <- ""
+					c.end()
+					return
+				}
+				whole <- fmt.Sprintf("%q %q", c.head, body)
+				c.send(ok)
+			})
+			c := e.dial()
+			io.WriteString(c, "POST /bad/"+b.name+" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"+b.send)
+			if b.fin {
+				c.closeWrite()
+			}
+			e.refused(c, "")
+			// What of it reached the function, if anything, must have ended as an error there.
+			for range e.reached() {
+				if w := get(e, whole, "the function's end of the request"); w != "" {
+					e.Errorf("reached the function as a whole request: %.300s", w)
+				}
+			}
+		}})
+	}
+	return cc
 }
 
 // refused checks that the client gets a refusal or nothing, and that the connection ends.

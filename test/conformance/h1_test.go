@@ -19,12 +19,16 @@ func held(p *path) bool       { return p.held }
 
 func TestHTTP1(t *testing.T) {
 	t.Parallel()
-	cases := slices.Concat(methods(), messages(), interims(), upgrades(), streams(), truncations(), headers(), bodies(), leaving())
+	cases := http1Cases()
 	overPaths(t, func(t *testing.T, p *path) {
 		for _, c := range cases {
 			runCase(t, p, c)
 		}
 	})
+}
+
+func http1Cases() []testCase {
+	return slices.Concat(methods(), messages(), interims(), upgrades(), streams(), truncations(), headers(), bodies(), leaving())
 }
 
 // expect makes a case of one exchange: the function's view of the request must contain the lines of sees and none of those of not; the client's view of the
@@ -916,6 +920,10 @@ func truncations() (cc []testCase) {
 		"answer-half-head":       "HTTP/1.1 200 OK\r\nX-A",
 		"answer-garbage":         "\x00\x01\x02garbage\r\n\r\n",
 		"answer-no-http":         "220 smtp ready\r\n\r\n",
+		"answer-status-000":      "HTTP/1.1 000 OK\r\nContent-Length: 5\r\n\r\nhello",
+		"answer-status-20":       "HTTP/1.1 20 OK\r\nContent-Length: 5\r\n\r\nhello",
+		"answer-status-2000":     "HTTP/1.1 2000 OK\r\nContent-Length: 5\r\n\r\nhello",
+		"answer-http-2.0":        "HTTP/2.0 200 OK\r\nContent-Length: 5\r\n\r\nhello",
 		"answer-head-too-big":    "HTTP/1.1 200 OK\r\nX-A: " + strings.Repeat("a", 100<<10) + "\r\n\r\n",
 		"answer-bad-length":      "HTTP/1.1 200 OK\r\nContent-Length: x5\r\n\r\nhello",
 		"answer-negative-length": "HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nhello",
@@ -1049,6 +1057,10 @@ func headers() []testCase {
 			order(e, "function", got.head, "X-A", "1", "2", "3", "1")
 			order(e, "client", answer.head, "X-A", "1", "2", "3")
 		}},
+		{name: "repeated-headers-after-forwarded", run: func(e *env) {
+			got, _ := e.exchange(get("X-Forwarded-For: 1.2.3.4\r\nForwarded: for=1.2.3.4\r\nX-Forwarded-For: 5.6.7.8\r\nK-Proxy-Request: x\r\nX-A: 1\r\nX-A: 2\r\nX-B: 3\r\nX-A: 4\r\n"), ok)
+			order(e, "function", got.head, "X-A", "1", "2", "4")
+		}},
 		{name: "set-cookie-lines", run: func(e *env) {
 			_, answer := e.exchange(get(""), reply("Set-Cookie: b=2; Path=/; HttpOnly\r\nSet-Cookie: a=1; Expires=Wed, 21 Oct 2015 07:28:00 GMT\r\nSet-Cookie: b=3; SameSite=Lax; Partitioned\r\nSet-Cookie: \"odd\"=\"q\"; X=;;\r\n"))
 			order(e, "client", answer.head, "Set-Cookie", "b=2; Path=/; HttpOnly", "a=1; Expires=Wed, 21 Oct 2015 07:28:00 GMT", "b=3; SameSite=Lax; Partitioned", "\"odd\"=\"q\"; X=;;")
@@ -1171,8 +1183,9 @@ func leaving() []testCase {
 		c.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
 		c.want(200, "ok")
 	}
+	// The function must always see that the client has left, and see it in time in one of five tries: the machine has other work too.
 	during := func(request string, reset bool, reply string) func(e *env) {
-		return func(e *env) {
+		once := func(e *env) (took time.Duration) {
 			inside, gone := make(chan struct{}, 1), make(chan time.Time, 1)
 			e.fn.handle(func(c *call) {
 				c.send(reply)
@@ -1192,13 +1205,15 @@ func leaving() []testCase {
 				c.Conn.(*net.TCPConn).SetLinger(0)
 			}
 			c.Close()
-			select {
-			case at := <-gone:
-				if took := at.Sub(left); took > cancelWithin {
-					e.Errorf("the function saw the cancel only after %v", took)
-				}
-			case <-time.After(cancelWithin):
-				e.Fatalf("the function does not see within %v that the client has left", cancelWithin)
+			return get(e, gone, "the client's leaving at the function").Sub(left)
+		}
+		return func(e *env) {
+			took := once(e)
+			for try := 1; try < 5 && took > cancelWithin; try++ {
+				took = min(took, once(e))
+			}
+			if took > cancelWithin {
+				e.Errorf("the function saw the cancel only after %v", took)
 			}
 			next(e)
 		}

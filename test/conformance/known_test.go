@@ -6,12 +6,7 @@ import "regexp"
 var known = []struct {
 	path, name *regexp.Regexp // of the whole names
 	why        string
-}{
-	{all, regexp.MustCompile(`^client-leaves-(running-(close|reset|post)|quiet-stream|quiet-stream-close)$`), "a client of HTTP/1 that leaves while its request runs and neither side writes is not noticed"},
-	{regexp.MustCompile(`\+`), regexp.MustCompile(`^h2-client-leaves-running$`), "the same one hop further: the first hop closes its HTTP/1 connection, the second does not notice"},
-}
-
-var all = regexp.MustCompile(``)
+}{}
 
 func knownFailure(p *path, name string) string {
 	for _, k := range known {

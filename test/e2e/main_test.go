@@ -13,5 +13,5 @@ import (
 var bin string
 
 func TestMain(m *testing.M) {
-	os.Exit(harness.Main(m, &bin, "cmd/thaw", "examples/checker", "examples/crasher"))
+	os.Exit(harness.Main(m, &bin, "cmd/thaw", "cmd/queueproxy", "examples/checker", "examples/crasher", "test/function"))
 }

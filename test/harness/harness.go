@@ -3,7 +3,6 @@
 package harness
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -15,7 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -32,19 +31,91 @@ import (
 const module = "github.com/thawrun/thaw/"
 
 // Build makes static binaries of packages (paths below the module, as "cmd/thaw") in a new folder, which is the caller's to remove.
-func Build(packages ...string) (dir string, err error) {
+func Build(packages ...string) (dir string, err error) { return build(nil, packages...) }
+
+// Change replaces a text, which must be there exactly once, in a file of the module, or of Go's own library, which is named by its whole path.
+type Change struct{ File, Old, New string }
+
+// BuildChanged is Build from other sources than those on disk, for negative controls: with a mechanism switched off, the test that is about it
+// must fail.
+func BuildChanged(changes []Change, packages ...string) (dir string, err error) {
+	out, err := exec.Command("go", "env", "GOMOD").Output()
+	if err != nil {
+		return "", fmt.Errorf("go env: %w", err)
+	}
+	root := filepath.Dir(strings.TrimSpace(string(out)))
+	tmp, err := os.MkdirTemp("", "thaw-test-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(tmp)
+	overlay := struct{ Replace map[string]string }{map[string]string{}}
+	for _, c := range changes {
+		on := filepath.FromSlash(c.File)
+		if !filepath.IsAbs(on) {
+			on = filepath.Join(root, on)
+		}
+		instead, again := overlay.Replace[on]
+		if !again {
+			instead = filepath.Join(tmp, fmt.Sprintf("%d.go", len(overlay.Replace)))
+			overlay.Replace[on] = instead
+		}
+		from := on
+		if again {
+			from = instead
+		}
+		text, err := os.ReadFile(from)
+		if err != nil {
+			return "", err
+		}
+		if n := strings.Count(string(text), c.Old); n != 1 {
+			return "", fmt.Errorf("%s has %d times %q, want it once", c.File, n, c.Old)
+		}
+		if err := os.WriteFile(instead, []byte(strings.Replace(string(text), c.Old, c.New, 1)), 0o600); err != nil {
+			return "", err
+		}
+	}
+	file := filepath.Join(tmp, "overlay.json")
+	text, err := json.Marshal(overlay)
+	if err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		return "", err
+	}
+	return build([]string{"-overlay", file}, packages...)
+}
+
+// RaceBinaries makes Build use the race detector for the commands under test (THAW_TEST_RACE=1, see make race). Functions stay without it: static,
+// as a sandbox without a C library needs them.
+var RaceBinaries = os.Getenv("THAW_TEST_RACE") != ""
+
+func build(flags []string, packages ...string) (dir string, err error) {
 	if dir, err = os.MkdirTemp("", "thaw-test-"); err != nil {
 		return "", err
 	}
-	args := []string{"build", "-buildvcs=false", "-o", dir + "/"}
+	var raced, static []string
 	for _, p := range packages {
-		args = append(args, module+p)
+		if RaceBinaries && strings.HasPrefix(p, "cmd/") {
+			raced = append(raced, module+p)
+		} else {
+			static = append(static, module+p)
+		}
 	}
-	build := exec.Command("go", args...)
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		os.RemoveAll(dir)
-		return "", fmt.Errorf("go build: %w\n%s", err, out)
+	for _, b := range []struct {
+		packages []string
+		cgo      string
+		flags    []string
+	}{{static, "CGO_ENABLED=0", nil}, {raced, "CGO_ENABLED=1", []string{"-race"}}} {
+		if len(b.packages) == 0 {
+			continue
+		}
+		cmd := exec.Command("go", slices.Concat([]string{"build", "-buildvcs=false", "-o", dir + "/"}, flags, b.flags, b.packages)...)
+		cmd.Env = append(os.Environ(), b.cgo)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			os.RemoveAll(dir)
+			return "", fmt.Errorf("go build: %w\n%s", err, out)
+		}
 	}
 	return dir, nil
 }
@@ -75,11 +146,10 @@ type Thaw struct {
 	*process
 }
 
-// process is what all views of one system share.
+// process is what all views of one system share; it is another one after Relaunch.
 type process struct {
-	cmd    *exec.Cmd
-	exited chan struct{}
-	log    *lockedBuffer
+	*Process
+	before string // logs of the processes before this one
 }
 
 type lockedBuffer struct {
@@ -121,15 +191,36 @@ func Start(t testing.TB, bin string, args ...string) *Thaw {
 
 // Open is Start for a system that several tests share: its owner calls Stop, each test uses its own view (For).
 func Open(bin, dir string, args ...string) (*Thaw, error) {
-	th := &Thaw{Dir: dir, bin: bin, args: args, process: &process{log: &lockedBuffer{}}}
+	th := &Thaw{Dir: dir, bin: bin, args: args, process: &process{}}
 	if err := th.launch("127.0.0.1:0", "127.0.0.1:0"); err != nil {
 		return nil, err
 	}
+	th.HTTP = th.dialer()
+	return th, nil
+}
+
+// Over is a view of a system whose processes are the caller's: what a router and an API server at these addresses answer. dir is control's data folder.
+func Over(t testing.TB, bin, ingress, apiAddr, dir string) *Thaw {
+	t.Helper()
+	th := &Thaw{Dir: dir, Ingress: ingress, API: apiAddr, t: t, bin: bin}
+	th.HTTP = th.dialer()
+	t.Cleanup(th.HTTP.CloseIdleConnections)
+	cfg, err := client.Discover("http://"+apiAddr, dir, func(string) string { return "" })
+	if err == nil {
+		th.Client, err = client.New(cfg)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return th
+}
+
+// dialer is a client of the ingress.
+func (th *Thaw) dialer() *http.Client {
 	tr := &http.Transport{MaxIdleConnsPerHost: 2000, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{Timeout: 10 * time.Second}).DialContext(ctx, "tcp", th.Ingress)
 	}}
-	th.HTTP = &http.Client{Transport: tr, Timeout: 60 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	return th, nil
+	return &http.Client{Transport: tr, Timeout: 60 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
 // For returns the same system for another test.
@@ -139,11 +230,8 @@ func (th *Thaw) For(t testing.TB) *Thaw {
 	return &c
 }
 
-// Log is what thaw dev has written to stderr so far.
-func (th *Thaw) Log() string { return th.log.String() }
-
-// PID is the process id of thaw dev.
-func (th *Thaw) PID() int { return th.cmd.Process.Pid }
+// Log is what thaw dev has written to stderr so far, before a Relaunch too.
+func (th *Thaw) Log() string { return th.before + th.Process.Log() }
 
 // Tail is the end of a text.
 func Tail(s string, n int) string {
@@ -153,27 +241,10 @@ func Tail(s string, n int) string {
 	return s
 }
 
-func (th *Thaw) running() bool {
-	select {
-	case <-th.exited:
-		return false
-	default:
-		return th.cmd != nil
-	}
-}
-
 // Stop ends thaw dev as SIGTERM does. It is an error if that takes longer than 40 s or if a function is left behind.
 func (th *Thaw) Stop() (err error) {
 	th.HTTP.CloseIdleConnections()
-	if th.running() {
-		th.cmd.Process.Signal(syscall.SIGTERM)
-		select {
-		case <-th.exited:
-		case <-time.After(40 * time.Second):
-			err = errors.New("thaw dev did not end within 40 s of SIGTERM")
-			th.Kill()
-		}
-	}
+	err = th.Process.Stop()
 	if left := ProcessesOf(th.Dir); len(left) > 0 {
 		err = errors.Join(err, fmt.Errorf("functions left behind: %v", left))
 		for _, pid := range left {
@@ -183,17 +254,10 @@ func (th *Thaw) Stop() (err error) {
 	return err
 }
 
-// Kill ends thaw dev as a crash does: functions are not told.
-func (th *Thaw) Kill() {
-	th.cmd.Process.Kill()
-	<-th.exited
-}
-
-var readyLine = regexp.MustCompile(`^thaw dev ready listen=(\S+) api=(\S+)$`)
-
 // Relaunch starts thaw dev again after Kill, on the same addresses.
 func (th *Thaw) Relaunch() {
 	th.t.Helper()
+	th.before = th.Log()
 	if err := th.launch(th.Ingress, th.API); err != nil {
 		th.t.Fatal(err)
 	}
@@ -201,49 +265,15 @@ func (th *Thaw) Relaunch() {
 
 // launch starts the process and waits for its line.
 func (th *Thaw) launch(listen, apiAddr string) error {
-	cmd := exec.Command(filepath.Join(th.bin, "thaw"), append([]string{"dev", "--listen", listen, "--api", apiAddr, "--data", th.Dir}, th.args...)...)
-	cmd.Stderr = th.log
-	out, err := cmd.StdoutPipe()
+	p, err := Run(th.bin, append([]string{"dev", "--listen", listen, "--api", apiAddr, "--data", th.Dir}, th.args...)...)
 	if err != nil {
 		return err
 	}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	lines := make(chan string, 1)
-	read := make(chan struct{})
-	go func() {
-		defer close(read)
-		sc := bufio.NewScanner(out)
-		for sc.Scan() {
-			select {
-			case lines <- sc.Text():
-			default:
-			}
-		}
-	}()
-	exited := make(chan struct{})
-	go func() {
-		<-read // Wait closes the pipe: all must have been read before
-		cmd.Wait()
-		close(exited)
-	}()
-	th.cmd, th.exited = cmd, exited
+	th.process.Process = p
+	th.Ingress, th.API = p.Ready["listen"], p.Ready["api"]
 	fail := func(err error) error {
 		th.Kill()
 		return err
-	}
-	select {
-	case line := <-lines:
-		m := readyLine.FindStringSubmatch(line)
-		if m == nil {
-			return fail(fmt.Errorf("first line of thaw dev: %q", line))
-		}
-		th.Ingress, th.API = m[1], m[2]
-	case <-exited:
-		return fmt.Errorf("thaw dev ended:\n%s", th.Log())
-	case <-time.After(30 * time.Second):
-		return fail(fmt.Errorf("thaw dev not ready within 30 s:\n%s", th.Log()))
 	}
 	cfg, err := client.Discover("http://"+th.API, th.Dir, func(string) string { return "" })
 	if err != nil {
@@ -480,20 +510,26 @@ func Eventually(t testing.TB, within time.Duration, what string, ok func() bool)
 	}
 }
 
-// ProcessesOf finds the functions whose data folder is dir by the instance folder in their environment; none on systems without
-// /proc.
+// ProcessesOf finds the functions whose data folder is dir, by the instance folder in their environment or by the data folder's
+// name in their control group; none on systems without /proc.
 func ProcessesOf(dir string) (pids []int) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil
 	}
+	node, _ := os.ReadFile(filepath.Join(dir, "node-id"))
+	group := append([]byte("/thaw-"), bytes.TrimSpace(node)...)
 	for _, e := range entries {
 		var pid int
 		if _, err := fmt.Sscanf(e.Name(), "%d", &pid); err != nil || pid == os.Getpid() {
 			continue
 		}
 		env, err := os.ReadFile("/proc/" + e.Name() + "/environ")
-		if err == nil && bytes.Contains(env, []byte("THAW_INSTANCE=")) && bytes.Contains(env, []byte(dir+"/")) {
+		if err != nil || !bytes.Contains(env, []byte("THAW_INSTANCE=")) {
+			continue
+		}
+		groups, _ := os.ReadFile("/proc/" + e.Name() + "/cgroup")
+		if bytes.Contains(env, []byte(dir+"/")) || len(node) > 0 && bytes.Contains(groups, group) {
 			pids = append(pids, pid)
 		}
 	}

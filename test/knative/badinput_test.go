@@ -167,7 +167,6 @@ func TestMalformedHTTP(t *testing.T) {
 		status  int
 	}{
 		"no HTTP":                    {"hello\r\n\r\n", 400},
-		"TLS":                        {"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400},
 		"two lengths":                {"POST / HTTP/1.1\r\n" + host + "Content-Length: 1\r\nContent-Length: 2\r\n\r\nxx", 400},
 		"length and chunks":          {"POST / HTTP/1.1\r\n" + host + "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400},
 		"length is negative":         {"POST / HTTP/1.1\r\n" + host + "Content-Length: -1\r\n\r\n", 400},

@@ -155,7 +155,7 @@ func footprint(t *testing.T) (missed []string) {
 	close(next)
 	wg.Wait()
 	created := time.Since(begin)
-	harness.Eventually(t, 3*time.Minute, "all services are ready", func() bool {
+	harness.Eventually(t, 8*time.Minute, "all services are ready", func() bool {
 		list, _, err := th.Client.List(t.Context(), api.Services, ns, client.ListOptions{})
 		if err != nil {
 			t.Fatal(err)
@@ -167,7 +167,7 @@ func footprint(t *testing.T) (missed []string) {
 			}
 		}
 		if ready <= n {
-			time.Sleep(time.Second) // a list of a thousand is work too
+			time.Sleep(2 * time.Second) // a list of a thousand is work too
 		}
 		return ready == n+1
 	})

@@ -71,7 +71,8 @@ func shared(t *testing.T) *harness.Thaw {
 	common.once.Do(func() {
 		cfg := filepath.Join(data, "autoscaler.yaml")
 		if common.err = os.WriteFile(cfg, []byte(harness.Quick), 0o600); common.err == nil {
-			common.th, common.err = harness.Open(bin, filepath.Join(data, "dev"), "--autoscaler-config", cfg)
+			// Knative knows no frozen instances: what is scaled away has to be gone.
+			common.th, common.err = harness.Open(bin, filepath.Join(data, "dev"), "--autoscaler-config", cfg, "--frozen-for", "0s")
 		}
 	})
 	if common.err != nil {
@@ -289,12 +290,18 @@ type seen struct {
 	Temp    string
 	Home    string
 	Pid     int
+	UID     int
+	EUID    int
+	FDs     []int
 	Started time.Time
 	Probes  int64
 	Probe   map[string][]string
 }
 
 func (s seen) header(name string) string { return strings.Join(s.Headers[name], " | ") }
+
+// instance is the name of the instance that answered. Its process id says little: in a sandbox everybody is the first process.
+func (s seen) instance() string { return s.Env["THAW_INSTANCE"] }
 
 // see calls a service of the test function.
 func see(t *testing.T, th *harness.Thaw, host string, header ...string) seen {
@@ -312,13 +319,30 @@ func see(t *testing.T, th *harness.Thaw, host string, header ...string) seen {
 
 // pids are the processes of a revision.
 func pids(th *harness.Thaw, revision string) (out []int) {
+	each(th, revision, func(pid int, _ []string) { out = append(out, pid) })
+	return out
+}
+
+// instances are the names of a revision's instances that have a process.
+func instances(th *harness.Thaw, revision string) (out []string) {
+	each(th, revision, func(_ int, env []string) {
+		for _, kv := range env {
+			if name, ok := strings.CutPrefix(kv, "THAW_INSTANCE="); ok {
+				out = append(out, name)
+			}
+		}
+	})
+	return out
+}
+
+func each(th *harness.Thaw, revision string, f func(pid int, env []string)) {
 	for _, pid := range harness.ProcessesOf(th.Dir) {
-		env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
-		if err == nil && slices.Contains(strings.Split(string(env), "\x00"), "K_REVISION="+revision) {
-			out = append(out, pid)
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+		env := strings.Split(string(b), "\x00")
+		if err == nil && slices.Contains(env, "K_REVISION="+revision) {
+			f(pid, env)
 		}
 	}
-	return out
 }
 
 func wantTraffic(t *testing.T, got []api.TrafficTarget, want ...string) {

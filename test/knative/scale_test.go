@@ -3,6 +3,7 @@ package knative
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -111,8 +112,8 @@ func TestScaleToZeroKeepsReady(t *testing.T) {
 	condition[*api.Configuration](t, th, "tozero", "Ready", "True")
 	condition[*api.Route](t, th, "tozero", "Ready", "True")
 	condition[*api.Service](t, th, "tozero", "Ready", "True")
-	if got := see(t, th, "tozero"); got.Pid == first.Pid {
-		t.Error("the same process answers")
+	if got := see(t, th, "tozero"); got.instance() == first.instance() {
+		t.Error("the same instance answers")
 	}
 }
 
@@ -236,4 +237,159 @@ func TestActivatorOverload(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// scale is what the autoscaler says of a revision.
+func scale(t *testing.T, th *harness.Thaw, revision string) client.Scale {
+	t.Helper()
+	s, err := th.Client.Scale(t.Context(), ns, revision)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// load keeps n requests inside a service until stop, and counts those that fail or take more than a second longer than they should.
+func load(th *harness.Thaw, host string, n int) (stop func() (all, failed, slow int)) {
+	done := make(chan struct{})
+	var mu sync.Mutex
+	var running sync.WaitGroup
+	var all, failed, slow int
+	for range n {
+		running.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				a := th.Get(host, "/?sleep=300")
+				mu.Lock()
+				all++
+				if a.Status != 200 || a.Err != nil {
+					failed++
+				} else if a.Took > 300*time.Millisecond+patient/4 {
+					slow++
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	return func() (int, int, int) {
+		close(done)
+		running.Wait()
+		return all, failed, slow
+	}
+}
+
+// test/e2e/autoscale_test.go (TestTargetBurstCapacity): with TBC 7 and target 10, 7 requests inside leave the activator in the path; 12 make two
+// instances, whose capacity takes it out. Unlike there, the changes of the path drop and delay nothing.
+func TestTargetBurstCapacity(t *testing.T) {
+	th := shared(t)
+	// Three of six seconds: reports come each second, and a window of one would lie between two of them now and then.
+	create(t, th, service("tbc", image("checker"), scaling("target-burst-capacity", "7"), scaling("target", "10"), scaling("target-utilization-percentage", "70"), scaling("max-scale", "2"),
+		scaling("panic-window-percentage", "50")))
+	few := load(th, "tbc", 6) // not 7: that is the target itself, and a thousandth more is another instance
+	seen := map[string]any{}
+	defer func() {
+		if t.Failed() {
+			t.Logf("last seen: %v", seen)
+		}
+	}()
+	harness.Eventually(t, patient, "6 inside: through the activator", func() bool {
+		s := scale(t, th, "tbc-00001")
+		seen = s
+		return s["ready"] == 1.0 && s["mode"] == "proxy" && s["panicWindow"].(float64) > 4
+	})
+	more := load(th, "tbc", 6)
+	harness.Eventually(t, 2*patient, "12 inside: two instances", func() bool { return scale(t, th, "tbc-00001")["ready"] == 2.0 })
+	all, failed, slow := more()
+	a, f, s := few()
+	all, failed, slow = all+a, failed+f, slow+s
+	few = load(th, "tbc", 2) // two instances have 20, less 7 and the load: straight to them after serve-delay
+	harness.Eventually(t, 2*patient, "out of the path", func() bool { return scale(t, th, "tbc-00001")["mode"] == "serve" })
+	a, f, s = few()
+	all, failed, slow = all+a, failed+f, slow+s
+	if all < 20 || failed > 0 || slow > 0 {
+		t.Errorf("of %d requests %d failed and %d were slow", all, failed, slow)
+	}
+	harness.Eventually(t, 2*patient, "in the path again when nothing is left", func() bool {
+		s := scale(t, th, "tbc-00001")
+		return s["ready"] == 0.0 && s["mode"] == "proxy"
+	})
+}
+
+// test/e2e/autoscale_test.go (TestTargetBurstCapacityMinusOne, TestTargetBurstCapacityZero): always, and only from zero.
+func TestTargetBurstCapacitySwitches(t *testing.T) {
+	th := shared(t)
+	for _, c := range []struct{ name, burst, mode string }{{"always", "-1", "proxy"}, {"never", "0", "serve"}} {
+		create(t, th, service(c.name, image("checker"), scaling("target-burst-capacity", c.burst), scaling("initial-scale", "0")))
+		if m := scale(t, th, c.name+"-00001")["mode"]; m != "proxy" {
+			t.Errorf("%s at zero: %v", c.name, m)
+		}
+		stop := load(th, c.name, 2)
+		harness.Eventually(t, patient, "the mode with an instance", func() bool {
+			s := scale(t, th, c.name+"-00001")
+			return s["ready"].(float64) > 0 && s["mode"] == c.mode
+		})
+		if all, failed, _ := stop(); all == 0 || failed > 0 {
+			t.Errorf("%s: %d of %d failed", c.name, failed, all)
+		}
+	}
+}
+
+// test/e2e/autoscale_test.go (TestAutoscaleUpDownUp, both aggregations): 0, 1, more under load, 0, and up again.
+func TestUpDownUp(t *testing.T) {
+	th := shared(t)
+	for _, algorithm := range []string{"linear", "weighted-exponential"} {
+		t.Run(algorithm, func(t *testing.T) {
+			th := th.For(t)
+			name := "updown-" + algorithm[:3]
+			create(t, th, service(name, image("checker"), scaling("metric-aggregation-algorithm", algorithm), scaling("target", "2"), scaling("target-utilization-percentage", "100"), scaling("max-scale", "3")))
+			for range 2 {
+				stop := load(th, name, 8)
+				harness.Eventually(t, patient, "three instances for eight requests at a target of two", func() bool { return replicas(th, name+"-00001") == 3 })
+				if all, failed, _ := stop(); all == 0 || failed > 0 {
+					t.Errorf("%d of %d failed", failed, all)
+				}
+				harness.Eventually(t, 2*patient, "zero", func() bool { return len(pids(th, name+"-00001")) == 0 })
+			}
+		})
+	}
+}
+
+// test/e2e/autoscale_test.go (TestRPSBasedAutoscaleUpCountPods): the rate decides.
+func TestRPS(t *testing.T) {
+	th := shared(t)
+	create(t, th, service("rps", image("checker"), scaling("metric", "rps"), scaling("target", "5"), scaling("target-utilization-percentage", "100"), scaling("max-scale", "3")))
+	stop := load(th, "rps", 6) // up to 20 a second
+	harness.Eventually(t, patient, "three instances", func() bool { return replicas(th, "rps-00001") == 3 })
+	if all, failed, _ := stop(); failed > 0 {
+		t.Errorf("%d of %d failed", failed, all)
+	}
+}
+
+// test/e2e/autoscale_test.go (TestFastScaleToZero): TBC -1 and the shortest window: empty within the grace period and 15 s.
+func TestFastScaleToZero(t *testing.T) {
+	th := shared(t)
+	create(t, th, service("fast", scaling("target-burst-capacity", "-1"), scaling("window", "6s")))
+	see(t, th, "fast")
+	begin := time.Now()
+	harness.Eventually(t, 45*time.Second, "empty within grace and 15 s", func() bool { return len(pids(th, "fast-00001")) == 0 })
+	t.Logf("empty after %v", time.Since(begin).Round(time.Second))
+}
+
+// The planner decides where it is asked for; what it has learnt is in the status in words.
+func TestPredictive(t *testing.T) {
+	th := shared(t)
+	create(t, th, service("foresight", annotated("autoscaling.thaw.run/planner", "predictive"), scaling("initial-scale", "0"), scaling("max-scale", "2")))
+	see(t, th, "foresight")
+	harness.Eventually(t, patient, "the planner says what it expects", func() bool {
+		for _, text := range scale(t, th, "foresight-00001")["explain"].([]any) {
+			if strings.HasPrefix(text.(string), "Planner: 1 wanted") {
+				return true
+			}
+		}
+		return false
+	})
 }

@@ -22,48 +22,73 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"sigs.k8s.io/yaml"
 
 	"github.com/thawrun/thaw/activator"
 	"github.com/thawrun/thaw/api"
 	"github.com/thawrun/thaw/autoscaler"
+	"github.com/thawrun/thaw/cmd/thaw/pairs"
+	"github.com/thawrun/thaw/cmd/thaw/proxies"
 	"github.com/thawrun/thaw/control/apiserver"
 	"github.com/thawrun/thaw/control/objects"
 	"github.com/thawrun/thaw/control/reconcile"
 	"github.com/thawrun/thaw/instance"
 	"github.com/thawrun/thaw/instance/code"
 	"github.com/thawrun/thaw/internal/bundle"
+	"github.com/thawrun/thaw/internal/calls"
 	"github.com/thawrun/thaw/internal/endpoints"
-	"github.com/thawrun/thaw/internal/forward"
 	"github.com/thawrun/thaw/internal/front"
-	"github.com/thawrun/thaw/internal/hop"
+	"github.com/thawrun/thaw/internal/ingress"
+	"github.com/thawrun/thaw/internal/meter"
+	"github.com/thawrun/thaw/internal/observe"
 	"github.com/thawrun/thaw/internal/routes"
+	"github.com/thawrun/thaw/internal/sock"
 	"github.com/thawrun/thaw/internal/state"
 	"github.com/thawrun/thaw/internal/telemetry"
+	"github.com/thawrun/thaw/internal/trace"
+	"github.com/thawrun/thaw/internal/trace/otlp"
 	"github.com/thawrun/thaw/queueproxy"
 	"github.com/thawrun/thaw/router"
 )
 
 // Config is what `thaw dev` can be told. Dir is required.
 type Config struct {
-	Listen      string        // ingress; "127.0.0.1:8080"
-	API         string        // API server; "127.0.0.1:8081"
-	Dir         string        // data folder: state, token, packages, logs, instances
-	Domain      string        // public hosts end in it; "localhost"
+	Listen      string // ingress; "127.0.0.1:8080"
+	API         string // API server; "127.0.0.1:8081"
+	Dir         string // data folder: state, token, packages, logs, instances
+	Domain      string // public hosts end in it; "localhost"
+	TLS         ingress.Options
 	AllowRemote bool          // Listen and API may be other than loopback addresses
 	ImagesFile  string        // YAML map of image references to local code; "" = none
 	Autoscaler  string        // YAML file with Knative's config-autoscaler keys; "" = defaults
+	Store       string        // URL of a package store; "" = the folder store/ in Dir
+	PackageMiB  int64         // bound of unpacked packages; 0 = 10 GiB
 	Etcd        []string      // external etcd; empty = embedded in Dir
 	EtcdConfig  state.Config  // TLS files and password for Etcd
 	MaxTimeout  time.Duration // max-revision-timeout-seconds; 0 = 600 s
 	MaxWait     time.Duration // of a held request; 0 = 300 s
+	Held        Held          // bounds of held requests
+	Provider    string        // what runs functions: "process", "sandbox", "auto"; "" = "auto"
+	Capacity    int           // units of instances that this machine takes; 0 = what it has
+	Share       []string      // folders that functions in sandboxes may read
+	FrozenFor   time.Duration // how long an idle instance is kept frozen; 0 = it ends at once
+	FrozenMax   int           // how many are; 0 = 500
+	FrozenMiB   int64         // memory that they may take; 0 = a tenth of the machine's
+	Networks    bool          // functions may join tenants' networks; needs root
 	Drain       time.Duration // requests may take this long to end after SIGTERM; 0 = 15 s
 	GC          reconcile.GC  // zero = Knative's defaults
 	Version     string
 	Log         *slog.Logger
 
+	Observe observe.Config // access log and traces; what dev itself knows of it is filled in
+
 	// Scaling, when set, replaces Autoscaler: for tests and the demo, which cannot wait a minute.
 	Scaling *autoscaler.Config
+}
+
+// Held bounds the requests that are held for want of a free slot; 0 = the activator's default.
+type Held struct {
+	Requests, RequestsTotal int   // of one revision, of all
+	Bytes, BytesTotal       int64 // what they hold in memory
 }
 
 // Server is a running dev. Start makes one.
@@ -76,17 +101,26 @@ type Server struct {
 	done   chan struct{}
 	err    error // set before done is closed
 
-	ingress, apiListener net.Listener
+	ingress, apiListener, tlsListener net.Listener // tlsListener: nil = none
 
 	metrics *telemetry.Metrics
+	watch   *observe.Observer
 	store   state.Store
 	agent   *instance.Agent
 	scaler  *autoscaler.Autoscaler
 	act     *activator.Activator
 	router  *router.Router
+	tls     *ingress.Ingress
 	recs    *reconcile.Reconcilers
 	api     *apiserver.Server
-	proxies proxies
+	proxies proxies.Set
+	images  code.Images
+	objects *objects.Store
+	network *pairs.Machine // nil = none
+
+	requests meter.Requests
+	calls    calls.Tracker
+	platform *platform
 }
 
 // Wait returns when the server has ended, with why.
@@ -116,7 +150,10 @@ func (c *Config) fill() error {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	for _, l := range []struct{ flag, addr string }{{"--listen", c.Listen}, {"--api", c.API}} {
+	for _, l := range []struct{ flag, addr string }{{"--listen", c.Listen}, {"--api", c.API}, {"--tls-listen", c.TLS.Listen}} {
+		if l.addr == "" {
+			continue // only the last one can be
+		}
 		if err := apiserver.CheckListen(l.addr, c.AllowRemote); err != nil {
 			return fmt.Errorf("%s: %w", l.flag, err)
 		}
@@ -146,7 +183,7 @@ func Start(ctx context.Context, cfg Config) (_ *Server, err error) {
 
 // listen binds the addresses; nothing is accepted yet.
 func (s *Server) listen(_ context.Context, undo *cleanups) (err error) {
-	if s.ingress, err = net.Listen("tcp", s.cfg.Listen); err != nil {
+	if s.ingress, err = sock.Listen(s.cfg.Listen); err != nil {
 		return fmt.Errorf("ingress: %w (another thaw running? choose another address with --listen)", err)
 	}
 	undo.add(func() { s.ingress.Close() })
@@ -154,6 +191,12 @@ func (s *Server) listen(_ context.Context, undo *cleanups) (err error) {
 		return fmt.Errorf("API: %w (another thaw running? choose another address with --api)", err)
 	}
 	undo.add(func() { s.apiListener.Close() })
+	if s.cfg.TLS.Listen != "" {
+		if s.tlsListener, err = sock.Listen(s.cfg.TLS.Listen); err != nil {
+			return fmt.Errorf("TLS: %w (choose another address with --tls-listen)", err)
+		}
+		undo.add(func() { s.tlsListener.Close() })
+	}
 	s.Ingress, s.API = s.ingress.Addr().String(), s.apiListener.Addr().String()
 	return nil
 }
@@ -164,13 +207,44 @@ func (s *Server) open(ctx context.Context, undo *cleanups) (err error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return fmt.Errorf("data folder: %w", err)
 	}
-	images, err := loadImages(ctx, *cfg)
+	if s.images, err = loadImages(ctx, *cfg); err != nil {
+		return err
+	}
+	packages, err := openStore(cfg.Store)
 	if err != nil {
 		return err
 	}
-	s.agent, err = instance.New(instance.Config{Dir: cfg.Dir, Log: cfg.Log.With("part", "agent"), Images: images, Sidecar: s.proxies.open, Shutdown: cfg.Drain + 5*time.Second})
+	self, err := os.Executable()
 	if err != nil {
 		return err
+	}
+	var networks instance.Networks
+	dir, err := filepath.EvalSymlinks(cfg.Dir) // what outlives this process is found by its name
+	if err != nil {
+		return fmt.Errorf("data folder: %w", err)
+	}
+	tenants := pairs.Config{Dir: filepath.Join(dir, "networks"), Program: self, Log: cfg.Log.With("part", "networks")}
+	if cfg.Networks {
+		s.network = pairs.New(tenants)
+		networks = s.network
+	}
+	s.agent, err = instance.New(instance.Config{
+		Networks: networks,
+		Dir:      cfg.Dir, Log: cfg.Log.With("part", "agent"), Images: s.images, Store: packages, PackageBytes: cfg.PackageMiB << 20,
+		Sidecar: s.proxies.Open, Shutdown: cfg.Drain + 5*time.Second, Provider: cfg.Provider, Share: cfg.Share,
+		Units:     cfg.Capacity,
+		FrozenFor: cfg.FrozenFor, FrozenMax: cfg.FrozenMax, FrozenBytes: cfg.FrozenMiB << 20,
+	})
+	if err != nil {
+		return err
+	}
+	if s.network == nil {
+		pairs.Sweep(tenants)
+	} else {
+		if err := s.network.Open(); err != nil {
+			return fmt.Errorf("--networks: %w", err)
+		}
+		undo.add(s.network.Close)
 	}
 	if s.Token, err = apiserver.LoadOrCreateToken(filepath.Join(cfg.Dir, "token")); err != nil {
 		return err
@@ -179,8 +253,23 @@ func (s *Server) open(ctx context.Context, undo *cleanups) (err error) {
 		return err
 	}
 	undo.add(func() { s.store.Close() })
-	s.metrics, err = telemetry.New(func(w io.Writer) error { return queueproxy.WriteMetrics(w, s.proxies.all()) })
-	return err
+	if s.watch, err = s.observer(); err != nil {
+		return err
+	}
+	s.metrics, err = telemetry.New(func(w io.Writer) error {
+		return errors.Join(s.watch.WriteMetrics(w), queueproxy.WriteMetrics(w, s.proxies.All()))
+	})
+	if err != nil {
+		return err
+	}
+	return errors.Join(s.measurePackages(), s.measurePools())
+}
+
+func (s *Server) observer() (*observe.Observer, error) {
+	c := s.cfg.Observe
+	c.Requests, c.Span, c.Service, c.Version, c.Log = &s.requests, "router.route", "thaw-dev", s.cfg.Version, s.cfg.Log.With("part", "observe")
+	c.Exporter = func(url string, resource []trace.Attr) trace.Exporter { return otlp.New(url, resource) }
+	return observe.New(c)
 }
 
 // connect makes the parts and tells each of the others what it needs of them.
@@ -192,25 +281,40 @@ func (s *Server) connect(context.Context, *cleanups) error {
 		return err
 	}
 	scaling.Logger, scaling.Meter = log("autoscaler"), s.metrics.Meter("autoscaler")
+	scaling.Keep = keepLearnt(cfg.Dir, scaling.Logger)
 	s.scaler = autoscaler.New(scaling, s.agent)
 	s.act, err = activator.New(activator.Config{
-		Instance: s.proxies.handler, Demand: s.scaler.Demand, MaxWait: cfg.MaxWait, Log: log("activator"), Meter: s.metrics.Meter("activator"),
+		Instance: s.proxies.Handler, Demand: s.scaler.Demand, MaxWait: cfg.MaxWait,
+		MaxWaiting: cfg.Held.Requests, MaxWaitingTotal: cfg.Held.RequestsTotal, MaxBytes: cfg.Held.Bytes, MaxBytesTotal: cfg.Held.BytesTotal, Log: log("activator"), Meter: s.metrics.Meter("activator"),
 	})
 	if err != nil {
 		return err
 	}
-	if s.router, err = router.New(router.Config{Next: s.act, Log: log("router"), Meter: s.metrics.Meter("router")}); err != nil {
+	if scaling.Predictive {
+		s.calls.On()
+	}
+	if s.router, err = router.New(router.Config{Next: s.calls.Handler(s.act), Log: log("router")}); err != nil {
+		return err
+	}
+
+	cfg.TLS.Dir = filepath.Join(cfg.Dir, "tls")
+	if s.tls, err = ingress.Open(cfg.TLS, s.router, s.router.Public, log("tls"), s.metrics.Meter("tls")); err != nil {
 		return err
 	}
 
 	objs := objects.New(s.store, time.Now)
+	s.objects = objs
 	_, port, _ := net.SplitHostPort(s.Ingress)
 	urlPort, _ := strconv.Atoi(port)
-	rec := reconcile.Config{Domain: cfg.Domain, URLPort: urlPort, GC: cfg.GC, Log: log("reconcile")}
+	rec := reconcile.Config{Domain: cfg.Domain, URLPort: urlPort, GC: cfg.GC, Log: log("reconcile"), Prepare: s.scaler.Shift}
 	if err := rec.Validate(); err != nil {
 		return err
 	}
-	s.recs = reconcile.New(rec, objs, &platform{s.router, s.act, s.scaler, s.agent}, s.agent)
+	if s.network != nil {
+		rec.Network, rec.MaxPairs = s.network, pairs.LastFirst
+	}
+	s.platform = &platform{router: s.router, act: s.act, scaler: s.scaler, agent: s.agent, requests: &s.requests, calls: &s.calls, revisions: map[api.RevisionID]*api.Revision{}}
+	s.recs = reconcile.New(rec, objs, s.platform, s.agent)
 
 	// The activator first: what it is told decides about requests that wait now.
 	s.agent.Subscribe(func(sn *endpoints.Snapshot) {
@@ -237,8 +341,14 @@ func (s *Server) run(ctx context.Context, _ *cleanups) error {
 	ctx, s.cancel = context.WithCancel(ctx)
 	below, stopBelow := context.WithCancel(context.WithoutCancel(ctx))
 	lean, leanCtx := errgroup.WithContext(below)
+	networks := func(context.Context) error { return nil }
+	if s.network != nil {
+		networks = func(ctx context.Context) error { return s.network.Run(ctx, s.objects) }
+	}
 	for name, run := range map[string]func(context.Context) error{
-		"agent": s.agent.Run, "autoscaler": s.scaler.Run, "activator": s.act.Run, "reconcilers": s.recs.Run, "reports": s.report,
+		"networks": networks,
+		"agent":    s.agent.Run, "autoscaler": s.scaler.Run, "activator": s.act.Run, "reconcilers": s.recs.Run, "reports": s.report, "certificates": s.tls.Run,
+		"packages": s.sweepPackages, "observer": s.watch.Run, "autoscaler configuration": s.followScaling,
 	} {
 		lean.Go(func() error {
 			err := run(leanCtx)
@@ -259,9 +369,19 @@ func (s *Server) run(ctx context.Context, _ *cleanups) error {
 		return errors.Join(lean.Wait(), ctx.Err())
 	}
 
-	fr := front.New(front.Config{Log: s.cfg.Log.With("part", "front")}, s.router)
+	fr := front.New(s.tls.Front(front.Config{Observer: s.watch.Front(), Log: s.cfg.Log.With("part", "front")}), s.tls)
 	serve, serveCtx := errgroup.WithContext(ctx)
-	serve.Go(func() error { return fr.Serve(s.ingress) })
+	for _, ln := range []net.Listener{s.ingress, s.tlsListener} {
+		if ln == nil {
+			continue
+		}
+		serve.Go(func() error {
+			if err := fr.Serve(ln); !errors.Is(err, front.ErrClosed) { // the end came first
+				return err
+			}
+			return nil
+		})
+	}
 	serve.Go(func() error { return s.api.Serve(serveCtx, s.apiListener) })
 	serve.Go(func() error {
 		select {
@@ -283,7 +403,7 @@ func (s *Server) run(ctx context.Context, _ *cleanups) error {
 	return nil
 }
 
-// report sends what activator and queue-proxies have counted to the autoscaler, each second.
+// report sends what activator and queue-proxies have counted to the autoscaler, each second, and who has called whom.
 func (s *Server) report(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -293,11 +413,18 @@ func (s *Server) report(ctx context.Context) error {
 			return nil
 		case now := <-tick.C:
 			stats := s.act.Report(now)
-			for _, p := range s.proxies.all() {
+			for _, p := range s.proxies.All() {
 				stats = append(stats, p.Report(now))
 			}
 			if len(stats) > 0 {
 				s.scaler.Report(stats)
+			}
+			var called []endpoints.Call
+			for p, n := range s.calls.Take() {
+				called = append(called, endpoints.Call{Caller: p.Caller, Callee: p.Callee, N: n})
+			}
+			if len(called) > 0 {
+				s.scaler.Calls(called)
 			}
 		}
 	}
@@ -306,80 +433,53 @@ func (s *Server) report(ctx context.Context) error {
 // platform is what the reconcilers tell the rest. The activator hears of a revision first and of its end last, so that no
 // request meets a revision that is routed but unknown.
 type platform struct {
-	router *router.Router
-	act    *activator.Activator
-	scaler *autoscaler.Autoscaler
-	agent  *instance.Agent
+	router   *router.Router
+	act      *activator.Activator
+	scaler   *autoscaler.Autoscaler
+	agent    *instance.Agent
+	requests *meter.Requests
+	calls    *calls.Tracker
+
+	mu        sync.Mutex // held while the autoscaler is told of revisions, so that it hears of each in order
+	revisions map[api.RevisionID]*api.Revision
 }
 
 func (p *platform) SetRoutes(t *routes.Table) { p.router.SetTable(t) }
 
 func (p *platform) SetRevision(rev *api.Revision) {
+	if rev.Annotations[api.AnnotationPlanner] == autoscaler.PlannerPredictive {
+		p.calls.On()
+	}
+	p.requests.Add(rev.ID(), rev.Labels[api.LabelService])
 	p.act.SetRevision(rev)
 	p.agent.SetRevision(rev)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.revisions[rev.ID()] = rev
 	p.scaler.SetRevision(rev)
 }
 
+// configure gives the autoscaler another configuration.
+func (p *platform) configure(c autoscaler.Config) {
+	if c.Predictive {
+		p.calls.On()
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.scaler.Configure(c)
+	for _, rev := range p.revisions {
+		p.scaler.SetRevision(rev)
+	}
+}
+
 func (p *platform) RemoveRevision(id api.RevisionID) {
+	p.mu.Lock()
+	delete(p.revisions, id)
 	p.scaler.RemoveRevision(id)
+	p.mu.Unlock()
 	p.agent.RemoveRevision(id)
 	p.act.RemoveRevision(id)
-}
-
-// proxies are the queue-proxies in front of this node's instances.
-type proxies struct {
-	mu sync.RWMutex
-	m  map[string]*proxy
-}
-
-type proxy struct {
-	*queueproxy.Proxy
-	id string
-	of *proxies
-}
-
-// Close ends the proxy and forgets it.
-func (p *proxy) Close() {
-	p.Proxy.Close()
-	p.of.mu.Lock()
-	delete(p.of.m, p.id)
-	p.of.mu.Unlock()
-}
-
-// open makes the queue-proxy of an instance that was just started or adopted.
-func (ps *proxies) open(in endpoints.Instance, rev *api.Revision) instance.Sidecar {
-	total, start, idle := rev.Timeouts()
-	p := &proxy{id: in.ID, of: ps, Proxy: queueproxy.New(queueproxy.Config{
-		Revision: in.Revision, Instance: in.ID, Concurrency: rev.Concurrency(), RefuseProxied: true,
-	}, forward.New(forward.Config{Addr: in.Addr, Protocol: rev.Protocol(), Total: total, ResponseStart: start, Idle: idle}))}
-	ps.mu.Lock()
-	if ps.m == nil {
-		ps.m = make(map[string]*proxy)
-	}
-	ps.m[in.ID] = p
-	ps.mu.Unlock()
-	return p
-}
-
-// handler is the way to an instance. One that is gone meanwhile cannot be reached, which sends the request elsewhere.
-func (ps *proxies) handler(in endpoints.Instance) hop.Handler {
-	ps.mu.RLock()
-	p := ps.m[in.ID]
-	ps.mu.RUnlock()
-	if p == nil {
-		return hop.HandlerFunc(func(*hop.Exchange) error { return hop.ErrNotSent })
-	}
-	return p.Proxy
-}
-
-func (ps *proxies) all() []*queueproxy.Proxy {
-	ps.mu.RLock()
-	defer ps.mu.RUnlock()
-	out := make([]*queueproxy.Proxy, 0, len(ps.m))
-	for _, p := range ps.m {
-		out = append(out, p.Proxy)
-	}
-	return out
+	p.requests.Remove(id)
 }
 
 // loadImages reads the map of images; Go main packages in it are built once, below the data folder.
@@ -393,31 +493,6 @@ func loadImages(ctx context.Context, cfg Config) (code.Images, error) {
 	}
 	built, err := bundle.Programs(ctx, images, filepath.Join(cfg.Dir, "built"), io.Discard)
 	return code.Images(built), err
-}
-
-func loadScaling(cfg Config) (autoscaler.Config, error) {
-	if cfg.Scaling != nil {
-		return *cfg.Scaling, cfg.Scaling.Validate()
-	}
-	if cfg.Autoscaler == "" {
-		return autoscaler.DefaultConfig(), nil
-	}
-	b, err := os.ReadFile(cfg.Autoscaler)
-	if err != nil {
-		return autoscaler.Config{}, fmt.Errorf("autoscaler configuration: %w", err)
-	}
-	// Either the bare map or a ConfigMap around it, as Knative ships it.
-	var cm struct {
-		Data map[string]string `json:"data"`
-	}
-	if err := yaml.Unmarshal(b, &cm); err == nil && cm.Data != nil {
-		return autoscaler.ParseConfig(cm.Data)
-	}
-	data := map[string]string{}
-	if err := yaml.Unmarshal(b, &data); err != nil {
-		return autoscaler.Config{}, fmt.Errorf("autoscaler configuration %s: a map of keys to strings is needed: %w", cfg.Autoscaler, err)
-	}
-	return autoscaler.ParseConfig(data)
 }
 
 func openState(ctx context.Context, cfg Config) (state.Store, error) {

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/thawrun/thaw/api"
+	"github.com/thawrun/thaw/cmd/thaw/scaling"
+	"github.com/thawrun/thaw/control/apiserver"
 	"github.com/thawrun/thaw/instance/code"
 	"github.com/thawrun/thaw/instance/logs"
 )
@@ -32,7 +35,7 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request) {
 	if t := v.Get("tail"); t != "" {
 		n, err := strconv.Atoi(t)
 		if err != nil {
-			fail(w, http.StatusBadRequest, "BadRequest", "tail="+strconv.Quote(t)+" is not a number")
+			apiserver.Fail(w, http.StatusBadRequest, "BadRequest", "tail="+strconv.Quote(t)+" is not a number")
 			return
 		}
 		q.Tail = n
@@ -56,11 +59,11 @@ func (s *Server) upload(w http.ResponseWriter, r *http.Request) {
 	var big *http.MaxBytesError
 	switch {
 	case errors.As(err, &big):
-		fail(w, http.StatusRequestEntityTooLarge, "RequestEntityTooLarge", "the package is larger than 1 GiB")
+		apiserver.Fail(w, http.StatusRequestEntityTooLarge, "RequestEntityTooLarge", "the package is larger than 1 GiB")
 	case errors.Is(err, code.ErrBadPackage):
-		fail(w, http.StatusUnprocessableEntity, "Invalid", err.Error())
+		apiserver.Fail(w, http.StatusUnprocessableEntity, "Invalid", err.Error())
 	case err != nil:
-		fail(w, http.StatusInternalServerError, "InternalError", err.Error())
+		apiserver.Fail(w, http.StatusInternalServerError, "InternalError", err.Error())
 	default:
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(http.StatusCreated)
@@ -68,44 +71,14 @@ func (s *Server) upload(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// scaleStatus is the wire form of how a revision scales.
-type scaleStatus struct {
-	Desired             int     `json:"desired"`
-	Ready               int     `json:"ready"`
-	Starting            int     `json:"starting"`
-	Waiting             int     `json:"waiting"`
-	Running             int     `json:"running"`
-	Mode                string  `json:"mode"`
-	Panic               bool    `json:"panic"`
-	Stable              float64 `json:"stable"`
-	PanicWindow         float64 `json:"panicWindow"`
-	Target              float64 `json:"target"`
-	ExcessBurstCapacity int     `json:"excessBurstCapacity"`
-	Activators          int     `json:"activators"`
-	Why                 string  `json:"why"`
-}
-
 func (s *Server) scale(w http.ResponseWriter, r *http.Request) {
 	id := api.MakeRevisionID(r.PathValue("ns"), r.PathValue("name"))
 	st, ok := s.scaler.Status(id)
 	if !ok {
-		fail(w, http.StatusNotFound, "NotFound", "revision "+string(id)+" is not known to the autoscaler")
+		apiserver.Fail(w, http.StatusNotFound, "NotFound", "revision "+string(id)+" is not known to the autoscaler")
 		return
 	}
 	waiting, running := s.act.Load(id)
 	w.Header().Set("Content-Type", "application/json")
-	json.NewEncoder(w).Encode(scaleStatus{
-		Desired: st.Desired, Ready: st.Ready, Starting: st.Starting, Waiting: waiting, Running: running,
-		Mode: st.Mode.String(), Panic: st.PanicMode, Stable: st.Stable, PanicWindow: st.Panic, Target: st.Target,
-		ExcessBurstCapacity: st.ExcessBurstCapacity, Activators: st.Activators, Why: st.Why.String(),
-	})
-}
-
-// fail writes an error as Kubernetes does.
-func fail(w http.ResponseWriter, status int, reason, message string) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	json.NewEncoder(w).Encode(map[string]any{
-		"kind": "Status", "apiVersion": "v1", "metadata": map[string]any{}, "status": "Failure", "reason": reason, "message": message, "code": status,
-	})
+	json.NewEncoder(w).Encode(scaling.Of(st, s.agent.FrozenOf(id), waiting, running, time.Now()))
 }

@@ -19,7 +19,7 @@ func serve(t *testing.T, cfg Config) string {
 	cfg.Listen = "127.0.0.1:0"
 	ctx, cancel := context.WithCancel(context.Background())
 	addr, done := make(chan string, 1), make(chan error, 1)
-	go func() { done <- Run(ctx, cfg, func(a string) { addr <- a }) }()
+	go func() { done <- Run(ctx, cfg, func(a, _ string) { addr <- a }) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -104,7 +104,7 @@ func TestBadStatic(t *testing.T) {
 		static []string
 		says   string
 	}{{nil, "no address"}, {[]string{"a"}, "want HOST=ADDR:PORT"}, {[]string{"=x:1"}, "want HOST"}, {[]string{"a=nope"}, "want HOST"}, {[]string{"a=x:1", "A=y:1"}, "named twice"}} {
-		err := Run(t.Context(), Config{Listen: "127.0.0.1:0", Static: c.static}, func(string) {})
+		err := Run(t.Context(), Config{Listen: "127.0.0.1:0", Static: c.static}, func(string, string) {})
 		if err == nil || !strings.Contains(fmt.Sprint(err), c.says) {
 			t.Errorf("%v: %v", c.static, err)
 		}

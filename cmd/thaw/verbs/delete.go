@@ -112,7 +112,9 @@ func (s *session) deleteOne(ctx context.Context, d document, wait waitFlags) err
 	if err != nil {
 		return err
 	}
-	if err := s.client.Delete(ctx, d.kind, d.namespace, d.name); err != nil {
+	if err := s.client.Delete(ctx, d.kind, d.namespace, d.name); errors.Is(err, client.ErrConflict) {
+		return fail(err, "delete what uses it first")
+	} else if err != nil {
 		return err
 	}
 	if wait.no {

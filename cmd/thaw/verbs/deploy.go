@@ -48,7 +48,8 @@ deploy said and this one does not is gone. How the traffic is split stays as it 
 
 --exec   a command of this machine, for a server on this machine. The program is found through PATH, its working directory is
          the present one.
---dir    a folder with an executable file "run", or a Go main package, which is built first. It is packed and uploaded.
+--dir    a folder with an executable file "run", or with function.py or function.js, to which a server is added, or a Go main
+         package, which is built first. It is packed and uploaded.
 --image  a reference that the server knows: exec:///PATH, pkg://sha256:DIGEST, or a name that it maps.
 
 The program has to serve HTTP on the port in the environment variable PORT.`,

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"slices"
 	"strings"
 
@@ -49,6 +50,10 @@ func (s *session) describe(ctx context.Context, name string) error {
 		scale, err := s.client.Scale(ctx, s.namespace, r.Name)
 		if errors.Is(err, client.ErrNotFound) {
 			continue // idle for long, or a server without an autoscaler
+		}
+		if st := (*client.StatusError)(nil); errors.As(err, &st) && st.Code == http.StatusServiceUnavailable {
+			fmt.Fprintf(s.Stderr, "warning: %v\n", err) // the rest is known
+			continue
 		}
 		if err != nil {
 			return err
@@ -96,7 +101,7 @@ func (s *session) printService(svc *api.Service, revisions []*api.Revision, scal
 	for _, r := range slices.Backward(revisions) {
 		ok, reason := revisionReady(r)
 		actual, desired, mode := instances(r, scales[r.Name])
-		rows = append(rows, []string{r.Name, ok, actual + "/" + desired, mode, age(r.CreationTimestamp, s.Now()), imageOf(r.Spec.Containers), reason})
+		rows = append(rows, []string{r.Name, ok, actual + "/" + desired + frozen(scales[r.Name]), mode, age(r.CreationTimestamp, s.Now()), imageOf(r.Spec.Containers), reason})
 	}
 	if err := table(w, []string{"NAME", "READY", "INSTANCES", "MODE", "AGE", "IMAGE", "REASON"}, rows); err != nil {
 		return err
@@ -115,6 +120,14 @@ func (s *session) printService(svc *api.Service, revisions []*api.Revision, scal
 		}
 	}
 	return table(w, []string{"TYPE", "STATUS", "SINCE", "REASON", "MESSAGE"}, rows)
+}
+
+// frozen is what is added to the number of instances: those that do not run but are kept.
+func frozen(scale client.Scale) string {
+	if n, ok := scale["frozen"].(float64); ok && n > 0 {
+		return fmt.Sprintf(" (%g frozen)", n)
+	}
+	return ""
 }
 
 // instances are the columns about a revision's scale: from the autoscaler where it knows the revision, else from the status.

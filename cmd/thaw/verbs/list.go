@@ -20,8 +20,8 @@ func listCommand(env *Env) *cobra.Command {
 		Use:     "list [KIND]",
 		Aliases: []string{"ls", "get"},
 		Short:   "List services, or objects of another kind",
-		Long: `List the services of a namespace, or its revisions, routes, configurations or domain mappings.
-Kinds can be written in the plural, the singular, or short (ksvc, rev, rt, cfg, dm).`,
+		Long: `List the services of a namespace, or its revisions, routes, configurations, domain mappings, VPCs, subnets, gateways or elastic IPs.
+Kinds can be written in the plural, the singular, or short (ksvc, rev, rt, cfg, dm, sn, gw, eip).`,
 		Example: "  thaw list\n  thaw list revisions -l serving.knative.dev/service=hello\n  thaw list -A -o wide",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -159,9 +159,7 @@ func (s *session) columns(k *api.Kind) ([]string, func(api.Object) []string) {
 			return []string{v.Name, v.Status.URL, v.Spec.Ref.Name, age(v.CreationTimestamp, s.Now()), ok, reason}
 		}
 	}
-	return []string{"NAME", "AGE"}, func(o api.Object) []string {
-		return []string{o.Meta().Name, age(o.Meta().CreationTimestamp, s.Now())}
-	}
+	return s.netColumns(k, wide)
 }
 
 func replicas(n *int32) string {

@@ -142,7 +142,11 @@ func (s *server) extra(w http.ResponseWriter, r *http.Request) {
 			<-r.Context().Done()
 		}
 	case strings.HasSuffix(path, "/scale"):
-		fmt.Fprint(w, `{"desired":2,"ready":1,"mode":"proxy"}`)
+		if strings.Contains(path, "-00001/") { // an old one that sleeps
+			fmt.Fprint(w, `{"desired":0,"ready":0,"starting":0,"mode":"proxy","why":"idle"}`)
+			return
+		}
+		fmt.Fprint(w, `{"desired":2,"ready":1,"mode":"proxy","explain":["2 instances are wanted.","Path: proxy.\u001b[2J"]}`)
 	default:
 		http.NotFound(w, r)
 	}

@@ -16,7 +16,7 @@ type metric struct {
 }
 
 // parseServerTiming reads a Server-Timing header (entries after commas, parameters after semicolons, values bare or quoted).
-// Entries without a name and durations that are no finite number from 0 on are passed over: a function may write into the
+// Entries without a name and durations that are no number from 0 to longest are passed over: a function may write into the
 // header what it likes.
 func parseServerTiming(header string) []metric {
 	var out []metric
@@ -36,7 +36,7 @@ func parseServerTiming(header string) []metric {
 			}
 			switch strings.ToLower(strings.TrimSpace(k)) {
 			case "dur":
-				if f, err := strconv.ParseFloat(v, 64); err == nil && f >= 0 && !math.IsInf(f, 0) {
+				if f, err := strconv.ParseFloat(v, 64); err == nil && f >= 0 && f <= longest {
 					m.ms = f
 				}
 			case "desc":
@@ -47,6 +47,9 @@ func parseServerTiming(header string) []metric {
 	}
 	return out
 }
+
+// longest bounds a duration in milliseconds (30 years), so that no sum of them is infinite.
+const longest = 1e12
 
 // splitQuoted splits at sep outside of double quotes.
 func splitQuoted(s string, sep byte) []string {

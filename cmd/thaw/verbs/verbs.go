@@ -1,5 +1,5 @@
 // Package verbs has the commands that people use against a running Thaw: apply, deploy, list, describe, delete, logs,
-// invoke, traffic, rollback, kubeconfig and version. They speak to the API through internal/client and to functions
+// invoke, traffic, rollback, vpc, subnet, gateway, eip, node, kubeconfig and version. They speak to the API through internal/client and to functions
 // through the ingress, and share nothing with the server's code but the vocabulary.
 //
 // What is asked for goes to standard output; progress, warnings and errors go to standard error. An error says what failed,
@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -168,10 +169,11 @@ func Main(ctx context.Context, root *cobra.Command, env *Env) int {
 
 // Commands are all verbs.
 func Commands(env *Env) []*cobra.Command {
-	return []*cobra.Command{
-		applyCommand(env), deployCommand(env), listCommand(env), describeCommand(env), deleteCommand(env), logsCommand(env),
+	return append(netCommands(env),
+		applyCommand(env), deployCommand(env), listCommand(env), describeCommand(env), explainScaleCommand(env), deleteCommand(env), logsCommand(env),
 		invokeCommand(env), trafficCommand(env), rollbackCommand(env), kubeconfigCommand(env), versionCommand(env),
-	}
+		nodeCommand(env),
+	)
 }
 
 // session is what nearly every verb has: a server, a namespace and a way to print.
@@ -279,6 +281,8 @@ func (s *session) waitReady(ctx context.Context, k *api.Kind, ns, name string, w
 			suffix = " -n " + ns
 		}
 		switch {
+		case slices.Contains([]*api.Kind{api.VPCs, api.Subnets, api.Gateways}, k):
+			return o, fail(err, "thaw %s describe %s%s", k.Singular, name, suffix)
 		case k != api.Services:
 			return o, fail(err, "thaw list %s -o yaml%s", k.Plural, suffix)
 		case n.Failed: // its output often says why, the conditions always do

@@ -463,3 +463,21 @@ func TestLaterFailureIsShown(t *testing.T) {
 	}
 	s.run(t, "list", "revisions").want(t, 0, "CodeChanged")
 }
+
+func TestExplainScale(t *testing.T) {
+	s := startServer(t)
+	s.run(t, "deploy", "hello", "--image", "exec:///bin/a").want(t, 0, "")
+	s.run(t, "deploy", "hello", "--image", "exec:///bin/b").want(t, 0, "")
+	r := s.run(t, "explain-scale", "hello")
+	r.want(t, 0, "hello-00002\n  2 instances are wanted.\n  Path: proxy. [2J\n")
+	if strings.Contains(r.stdout, "hello-00001") {
+		t.Errorf("the old revision is spoken of:\n%s", r.stdout)
+	}
+	s.run(t, "explain-scale", "hello", "--all").want(t, 0, "hello-00001\n  Reasons: idle\n")
+	var said []explained
+	if err := json.Unmarshal([]byte(s.run(t, "explain-scale", "hello", "-o", "json").stdout), &said); err != nil || len(said) != 1 || len(said[0].Explain) != 2 {
+		t.Errorf("%v %+v", err, said)
+	}
+	s.run(t, "explain-scale", "nobody").want(t, ExitNotFound, "", `no service "nobody"`)
+	s.run(t, "explain-scale").want(t, ExitUsage, "", "missing argument: SERVICE")
+}

@@ -1,0 +1,168 @@
+package owners
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/thawrun/thaw/internal/shards"
+	"github.com/thawrun/thaw/internal/state"
+)
+
+// book notes who holds what, and complains of two at a time.
+type book struct {
+	t      *testing.T
+	mu     sync.Mutex
+	holder map[int]string
+	epochs map[int]int64
+	moves  int
+}
+
+func (b *book) changed(name string) func(int, int64) {
+	return func(shard int, epoch int64) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.moves++
+		switch holder := b.holder[shard]; {
+		case epoch == 0 && holder == name:
+			delete(b.holder, shard)
+		case epoch == 0:
+		case holder != "" && holder != name:
+			b.t.Errorf("%s has shard %d while %s has it", name, shard, holder)
+		case epoch <= b.epochs[shard]:
+			b.t.Errorf("epoch of shard %d went from %d to %d", shard, b.epochs[shard], epoch)
+		default:
+			b.holder[shard], b.epochs[shard] = name, epoch
+		}
+	}
+}
+
+// shares is how many shards each one holds.
+func (b *book) shares() map[string]int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n := map[string]int{}
+	for _, name := range b.holder {
+		n[name]++
+	}
+	return n
+}
+
+// wanted is what the hashes say.
+func wanted(members ...string) map[string]int {
+	n := map[string]int{}
+	for s := range shards.Count {
+		n[shards.Preferred(members, s)]++
+	}
+	return n
+}
+
+// Members come and go; each shard has one holder at a time, and all of them the one that the hashes name.
+func TestShareOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := state.Memory()
+		defer store.Close()
+		b := &book{t: t, holder: map[int]string{}, epochs: map[int]int64{}}
+		stops := map[string]func(){}
+		join := func(name string) {
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error)
+			go func() {
+				done <- Run(ctx, Config{Store: store, Group: "g", Name: name, Addr: name + ":1", Changed: b.changed(name)})
+			}()
+			stops[name] = func() {
+				cancel()
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		expect := func(members ...string) {
+			t.Helper()
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if got, want := b.shares(), wanted(members...); !maps.Equal(got, want) {
+				t.Errorf("shares %v, want %v", got, want)
+			}
+		}
+		join("a")
+		expect("a")
+		join("b")
+		expect("a", "b")
+		before := b.moves
+		time.Sleep(time.Minute)
+		if b.moves != before {
+			t.Errorf("%d moves although nothing happened", b.moves-before)
+		}
+		join("c")
+		expect("a", "b", "c")
+		stops["b"]()
+		expect("a", "c")
+
+		var told []map[string]string
+		ctx, cancel := context.WithCancel(t.Context())
+		following := make(chan error)
+		go func() {
+			following <- Members(ctx, store, "g", func(m map[string]string) { told = append(told, m) })
+		}()
+		synctest.Wait()
+		join("d")
+		expect("a", "c", "d")
+		cancel()
+		<-following
+		if len(told) != 2 || told[1]["d"] != "d:1" || len(told[1]) != 3 {
+			t.Errorf("told %v", told)
+		}
+		for _, name := range []string{"a", "c", "d"} {
+			stops[name]()
+		}
+		if got := b.shares(); len(got) != 0 {
+			t.Errorf("left %v", got)
+		}
+	})
+}
+
+// A key that belongs to a lease that is running out is waited for, and nobody holds the shard meanwhile.
+func TestDeadOwner(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := state.Memory()
+		defer store.Close()
+		dying, die := context.WithCancel(t.Context())
+		s, err := store.Session(dying, 2*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range shards.Count {
+			if _, err := s.Put(t.Context(), fmt.Sprintf("/thaw/owners/g/shards/%02d", i), []byte(`{}`), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b := &book{t: t, holder: map[int]string{}, epochs: map[int]int64{}}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- Run(ctx, Config{Store: store, Group: "g", Name: "a", Changed: b.changed("a")}) }()
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		if n := b.shares()["a"]; n != 0 {
+			t.Errorf("%d shards taken from one who lives", n)
+		}
+		die() // without giving back
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		if n := b.shares()["a"]; n != shards.Count {
+			t.Errorf("%d shards taken over, want all", n)
+		}
+		cancel()
+		<-done
+	})
+}
+
+func TestConfig(t *testing.T) {
+	if err := Run(t.Context(), Config{Store: state.Memory(), Group: "g", Name: "a/b", Changed: func(int, int64) {}}); err == nil {
+		t.Error("a name with a slash was taken")
+	}
+}

@@ -1,0 +1,5 @@
+//go:build !race
+
+package havip
+
+const raceDetector = false

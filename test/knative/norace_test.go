@@ -1,0 +1,5 @@
+//go:build !race
+
+package knative
+
+const raceEnabled = false
