@@ -71,8 +71,8 @@ func (p *Provider) adopt(ctx context.Context, folders []string) error {
 				p.forget(id, e)
 				return err
 			}
-			e.place, e.frozen = place, proc.Frozen()
-			p.run(id, e, name, proc)
+			e.frozen = proc.Frozen()
+			p.run(id, e, name, place, proc)
 			return nil
 		})
 		if ctx.Err() != nil {

@@ -61,10 +61,11 @@ type Provider struct {
 	costs   provider.Costs
 }
 
-// entry is one instance, from Create to Destroy. busy is held by whoever works on it; the rest is guarded by Provider.mu.
+// entry is one instance, from Create to Destroy. busy is held by whoever works on it, and guards what is here; place and proc are
+// changed with Provider.mu held too, so that others may look at them.
 type entry struct {
 	busy    chan struct{} // a mutex that can be waited for with a deadline
-	place   Place         // nil = not made, or given back
+	place   Place         // nil = not made
 	proc    *process.Process
 	name    string
 	frozen  bool
@@ -85,14 +86,17 @@ func New(b Backend, dir string, log *slog.Logger) *Provider {
 
 // Close looks for strays once more and gives up what the provider holds. Instances go on.
 func (p *Provider) Close() {
+	var empty []Place
 	p.mu.Lock()
-	entries := p.m
+	for _, e := range p.m {
+		if e.place != nil && e.proc == nil {
+			empty = append(empty, e.place)
+		}
+	}
 	p.m = map[string]*entry{}
 	p.mu.Unlock()
-	for _, e := range entries {
-		if e.place != nil && e.proc == nil {
-			e.place.Close()
-		}
+	for _, place := range empty {
+		place.Close()
 	}
 	p.killStrays()
 	p.backend.Close()
@@ -184,7 +188,9 @@ func (p *Provider) Create(ctx context.Context, id string) error {
 			p.forget(id, e)
 			return fmt.Errorf("place for an instance: %w", err)
 		}
+		p.mu.Lock()
 		e.place = place
+		p.mu.Unlock()
 		p.took(&p.costs.Create, began)
 		return nil
 	})
@@ -206,14 +212,17 @@ func (p *Provider) Specialise(ctx context.Context, id string, s *provider.Spec) 
 		}
 		s.Started = time.Now()
 		p.took(&p.costs.Specialise, began)
-		p.run(id, e, s.Name, proc)
+		p.run(id, e, s.Name, e.place, proc)
 		return nil
 	})
 }
 
 // run notes a process, and looks after it until it has ended.
-func (p *Provider) run(id string, e *entry, name string, proc *process.Process) {
-	e.proc, e.name = proc, name
+func (p *Provider) run(id string, e *entry, name string, place Place, proc *process.Process) {
+	e.name = name
+	p.mu.Lock()
+	e.place, e.proc = place, proc
+	p.mu.Unlock()
 	// If we are killed before this is written, the process is found by its marker.
 	if err := writeNote(filepath.Join(p.dir, id, NoteFile), proc.Identity()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		p.log.Warn("cannot note the process of an instance", "instance", name, "err", err)
@@ -388,10 +397,13 @@ func (p *Provider) Command(ctx context.Context, id string, s *provider.Spec, out
 // Socket is provider.Provider's.
 func (p *Provider) Socket(id, addr string) *os.File {
 	p.mu.Lock()
-	e := p.m[id]
+	var proc *process.Process
+	if e := p.m[id]; e != nil {
+		proc = e.proc
+	}
 	p.mu.Unlock()
-	if e == nil || e.proc == nil {
+	if proc == nil {
 		return nil
 	}
-	return e.proc.Listener(addr)
+	return proc.Listener(addr)
 }

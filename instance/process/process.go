@@ -73,7 +73,7 @@ type Process struct {
 	pidfd  int // -1 where there is none; owned by wait after Start
 	group  *cgroup.Group
 	log    *slog.Logger
-	signal sync.Mutex // guards ended: no signal is sent after the pid was given back
+	signal sync.Mutex // guards ended and deaf: no signal is sent after the pid was given back
 	ended  bool
 	deaf   bool // SIGKILL stood for SIGTERM
 	done   chan struct{}
@@ -140,7 +140,7 @@ func (p *Process) lookAgain(times int) {
 
 func (p *Process) endDeaf() {
 	p.signal.Lock()
-	p.deaf = !p.ended
+	p.deaf = p.deaf || !p.ended // told again when it has just ended, it ended of the first time
 	p.signal.Unlock()
 	select {
 	case <-p.done: // its id may be another's by now
@@ -173,8 +173,9 @@ func (p *Process) finish(reap func() provider.Exit) {
 	_ = syscall.Kill(-p.id.PID, syscall.SIGKILL)
 	p.ended = true
 	p.exit = reap()
+	deaf := p.deaf
 	p.signal.Unlock()
-	if p.deaf && p.exit.Signal == syscall.SIGKILL {
+	if deaf && p.exit.Signal == syscall.SIGKILL {
 		p.exit.Signal, p.exit.Code = syscall.SIGTERM, 128+int(syscall.SIGTERM)
 	}
 	if p.exit.Signal == syscall.SIGKILL || !p.exit.Known {

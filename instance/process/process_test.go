@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -129,6 +130,33 @@ func TestTerminateReachesTheGroup(t *testing.T) {
 	p.Terminate()
 	<-p.Done()
 	await(t, "both traps", func() bool { return strings.Contains(contents(out), "parent") })
+}
+
+// TestToldAgainAndAgain: one that was ended for SIGTERM has ended of SIGTERM, however often it is told, also while it ends.
+func TestToldAgainAndAgain(t *testing.T) {
+	rt := newRuntime(t)
+	for range 20 {
+		s, _ := shell(t, "exec sleep 300")
+		p := start(t, rt, s)
+		p.endDeaf()
+		var tellers sync.WaitGroup
+		for range 4 {
+			tellers.Go(func() {
+				for {
+					select {
+					case <-p.Done():
+						return
+					default:
+						p.endDeaf()
+					}
+				}
+			})
+		}
+		tellers.Wait()
+		if e := p.Exit(); e.Signal != syscall.SIGTERM {
+			t.Fatalf("%+v, want signal 15", e)
+		}
+	}
 }
 
 // TestNothingOutlivesTheLeader: children that stay behind when the leader exits are killed before Done is closed.
