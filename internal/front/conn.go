@@ -29,7 +29,7 @@ type clientConn struct {
 	raw      syscall.RawConn // of the socket; nil = it is none
 	remote   net.Addr
 	seat     *seat
-	tls      bool
+	tls      bool          // written by its goroutine, under s.mu
 	alpn     string        // the protocol that TLS agreed on; "" = none
 	h2       *h2.Conn      // guarded by s.mu; nil = it is not HTTP/2
 	w        *work         // nil while idle
@@ -211,17 +211,19 @@ func (c *clientConn) decide() bool {
 func (c *clientConn) goIdle(limit time.Duration) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	stopping := c.s.stopping.Load()
-	if stopping && !time.Now().Before(c.s.idleEnd) {
-		return false
+	var end *time.Time
+	if c.s.stopping.Load() {
+		if end = c.s.idleEnd.Load(); !time.Now().Before(*end) {
+			return false
+		}
 	}
 	c.idle = true
 	// With some room, so that the deadline need not be moved for every request.
 	if c.now.IsZero() {
 		c.now = time.Now()
 	}
-	if stopping {
-		c.setReadEnd(c.s.idleEnd)
+	if end != nil {
+		c.setReadEnd(*end)
 	} else if c.readEnd.Before(c.now.Add(limit)) || c.readEnd.After(c.now.Add(limit+limit/4)) {
 		c.setReadEnd(c.now.Add(limit + limit/4))
 	}
@@ -361,7 +363,7 @@ func (c *clientConn) wake() {
 	defer c.mu.Unlock()
 	if c.idle {
 		c.woken = true
-		c.Conn.SetReadDeadline(later(time.Unix(1, 0), c.s.idleEnd))
+		c.Conn.SetReadDeadline(later(time.Unix(1, 0), *c.s.idleEnd.Load()))
 	}
 }
 
@@ -574,6 +576,7 @@ func (c *clientConn) Close() error {
 }
 
 // kill ends the connection now, with a reset, whatever its goroutine does with it. Close is not for that: it waits for one that is in await.
+// It is called under s.mu.
 func (c *clientConn) kill() {
 	c.Reset()
 	switch {

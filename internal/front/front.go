@@ -51,8 +51,8 @@ type Server struct {
 
 	sweeping atomic.Bool // the sweeper will run, or runs
 	stopping atomic.Bool
-	idleEnd  time.Time  // connections without a request are closed then; static once stopping
-	mu       sync.Mutex // guards what follows
+	idleEnd  atomic.Pointer[time.Time] // connections without a request are closed then; set before stopping is
+	mu       sync.Mutex                // guards what follows
 	lns      map[net.Listener]struct{}
 	conns    seats
 	sweeper  *time.Timer    // nil until the first request
@@ -131,7 +131,7 @@ func temporary(err error) bool {
 func (s *Server) accept(nc net.Conn) {
 	c := newConn(s, nc)
 	s.mu.Lock()
-	if s.stopping.Load() && s.idleEnd.IsZero() || s.conns.taken >= s.cfg.MaxConns {
+	if s.stopping.Load() && s.idleEnd.Load().IsZero() || s.conns.taken >= s.cfg.MaxConns {
 		s.mu.Unlock()
 		nc.Close()
 		return
@@ -166,7 +166,7 @@ func (s *Server) Retire(ctx context.Context, grace time.Duration) error {
 
 func (s *Server) stop(ctx context.Context, idleEnd time.Time) error {
 	s.mu.Lock()
-	s.idleEnd = idleEnd
+	s.idleEnd.Store(&idleEnd)
 	s.stopping.Store(true)
 	for ln := range s.lns {
 		ln.Close()

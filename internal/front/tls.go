@@ -48,7 +48,9 @@ func (c *clientConn) startTLS() bool {
 	if err != nil {
 		return false
 	}
+	c.s.mu.Lock() // kill may be looking
 	c.Conn, c.tls, c.alpn = t, true, agreed
+	c.s.mu.Unlock()
 	c.Conn.SetDeadline(time.Time{})
 	c.readEnd, c.writeEnd = time.Time{}, time.Time{}
 	return c.await(c.s.cfg.HeaderTimeout)

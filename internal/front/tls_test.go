@@ -434,3 +434,33 @@ func TestRetireEnds(t *testing.T) {
 		}
 	}
 }
+
+// A server may give up on a connection at the very end of its handshake, and be told to stop once more while that goes on. The race detector is
+// what looks.
+func TestKilledAfterHandshake(t *testing.T) {
+	for range 10 {
+		ctx, cancel := context.WithCancel(context.Background())
+		shaken, addr := make(chan struct{}), make(chan string, 1)
+		st, trust := tlsStand(t, front.Config{Handshake: func(error) {
+			close(shaken)
+			for a := <-addr; ; { // until it has begun to stop
+				c, err := net.Dial("tcp", a)
+				if err != nil {
+					break
+				}
+				c.Close()
+			}
+			cancel()
+		}}, nil)
+		addr <- st.addr
+		c := tls.Client(st.dial(t), trust)
+		go c.Handshake()
+		<-shaken
+		if err := st.s.Retire(ctx, time.Minute); err != context.Canceled {
+			t.Error(err)
+		}
+		if _, err := c.Read(make([]byte, 1)); err == nil {
+			t.Error("the connection goes on")
+		}
+	}
+}
