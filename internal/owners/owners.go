@@ -42,7 +42,8 @@ type Config struct {
 	Log   *slog.Logger
 
 	// Changed is told of every shard that this member has gained (with its epoch) or lost (epoch 0), from one goroutine. A shard
-	// is given away only after Changed has returned: by then nothing may be done for it any more.
+	// is given away only after Changed has returned: by then nothing may be done for it any more. A new epoch without a loss before it
+	// means that nobody else has had the shard meanwhile.
 	Changed func(shard int, epoch int64)
 }
 
@@ -99,11 +100,13 @@ func (m *member) take(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if m.session != nil {
-		_ = m.session.Close()
-	}
+	old := m.session
 	m.session = s
-	if _, err := s.Put(ctx, root(m.Group)+"members/"+m.Name, m.value, state.Any); err != nil {
+	_, err = s.Put(ctx, root(m.Group)+"members/"+m.Name, m.value, state.Any)
+	if old != nil { // now that this member's key does not go with it: to the others it has not been away, should that lease live yet
+		_ = old.Close()
+	}
+	if err != nil {
 		return fmt.Errorf("join: %w", err)
 	}
 	for {
@@ -181,6 +184,9 @@ func (m *member) settle(ctx context.Context, v view) error {
 		case err != nil:
 			return fmt.Errorf("claim: %w", err)
 		default:
+			if _, was := m.mine[shard]; was && len(v.members) > 1 { // another may have had it in between, and heard what is missing here
+				m.lost(shard)
+			}
 			m.mine[shard] = epoch
 			m.Changed(shard, epoch)
 		}

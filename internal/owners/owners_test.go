@@ -161,6 +161,123 @@ func TestDeadOwner(t *testing.T) {
 	})
 }
 
+// leases is a store whose sessions can be lost, and whose way back to the server takes a moment.
+type leases struct {
+	state.Store
+	mu   sync.Mutex
+	last *lease
+}
+
+type lease struct {
+	state.Session
+	forget context.CancelFunc // stops what keeps it alive: its member knows at once, the server in a time to live
+}
+
+func (l *leases) Session(ctx context.Context, ttl time.Duration) (state.Session, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	s, err := l.Store.Session(ctx, ttl)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.last = &lease{s, cancel}
+	return l.last, nil
+}
+
+func (l *lease) Close() error {
+	defer time.Sleep(10 * time.Millisecond)
+	return l.Session.Close()
+}
+
+func (l *leases) newest() *lease {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.last
+}
+
+// Who has lost his lease and claims his shards anew is told that he had lost them, if another one may have had them; alone he goes on.
+func TestClaimedAgain(t *testing.T) {
+	for _, alone := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			store := &leases{Store: state.Memory()}
+			defer store.Store.Close()
+			told := map[int][]int64{}
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error)
+			go func() {
+				done <- Run(ctx, Config{Store: store, Group: "g", Name: "a", Changed: func(shard int, epoch int64) { told[shard] = append(told[shard], epoch) }})
+			}()
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if len(told) != shards.Count {
+				t.Fatalf("%d shards", len(told))
+			}
+			lost := store.newest()
+			lost.forget()
+			synctest.Wait() // it has noticed, and is about to look again
+			_ = lost.Session.Close()
+			if !alone { // took all of them meanwhile, and has given those back that are not his
+				if _, err := store.Put(t.Context(), root("g")+"members/b", []byte("{}"), state.Any); err != nil {
+					t.Fatal(err)
+				}
+			}
+			time.Sleep(time.Second)
+			synctest.Wait()
+			for shard, epochs := range told {
+				switch {
+				case !alone && shards.Preferred([]string{"a", "b"}, shard) == "b":
+					if len(epochs) != 2 || epochs[1] != 0 {
+						t.Errorf("shard %d, which is another one's: %v", shard, epochs)
+					}
+				case alone && (len(epochs) != 2 || epochs[1] <= epochs[0]):
+					t.Errorf("alone, of shard %d it was told %v", shard, epochs)
+				case !alone && (len(epochs) != 3 || epochs[1] != 0 || epochs[2] <= epochs[0]):
+					t.Errorf("of shard %d it was told %v", shard, epochs)
+				}
+			}
+			cancel()
+			<-done
+		})
+	}
+}
+
+// A member that has given a lease up by its own clock is there again before that has run out: nobody takes its shards.
+func TestNotAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := state.Memory()
+		defer store.Close()
+		weak := &leases{Store: store}
+		b := &book{t: t, holder: map[int]string{}, epochs: map[int]int64{}}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- Run(ctx, Config{Store: weak, Group: "g", Name: "a", Changed: b.changed("a")}) }()
+		go func() { done <- Run(ctx, Config{Store: store, Group: "g", Name: "b", Changed: b.changed("b")}) }()
+		time.Sleep(time.Second)
+		synctest.Wait()
+		gained := 0
+		before := b.shares()["b"]
+		for range 3 {
+			weak.newest().forget()
+			for range 1000 {
+				time.Sleep(time.Millisecond)
+				synctest.Wait()
+				gained = max(gained, b.shares()["b"]-before)
+			}
+		}
+		if gained != 0 {
+			t.Errorf("%d shards were taken over from one who was there", gained)
+		}
+		if got, want := b.shares(), wanted("a", "b"); !maps.Equal(got, want) {
+			t.Errorf("shares %v, want %v", got, want)
+		}
+		cancel()
+		<-done
+		<-done
+	})
+}
+
 func TestConfig(t *testing.T) {
 	if err := Run(t.Context(), Config{Store: state.Memory(), Group: "g", Name: "a/b", Changed: func(int, int64) {}}); err == nil {
 		t.Error("a name with a slash was taken")
