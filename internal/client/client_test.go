@@ -295,6 +295,40 @@ func TestWaitReady(t *testing.T) {
 	}
 }
 
+// A server that says when to ask again is asked again; one that only says no is not.
+func TestNotNow(t *testing.T) {
+	for after, tries := range map[string]int{"1": 2, "": 1} {
+		asked := 0
+		client := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			if asked++; asked == 1 {
+				w.Header().Set("Retry-After", after)
+				w.WriteHeader(http.StatusServiceUnavailable)
+				return
+			}
+			fmt.Fprint(w, object(1, 1, "True", ""))
+		})
+		for what, f := range map[string]func() error{
+			"WaitReady": func() error {
+				_, err := client.WaitReady(t.Context(), api.Services, "ns", "x", WaitOptions{Timeout: 10 * time.Second})
+				return err
+			},
+			"Patiently": func() error {
+				return Patiently(t.Context(), func() error { _, err := client.Get(t.Context(), api.Services, "ns", "x"); return err })
+			},
+		} {
+			asked = 0
+			if err := f(); asked != tries || (err == nil) != (tries == 2) {
+				t.Errorf("%s: after %q it was asked %d times: %v", what, after, asked, err)
+			}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := Patiently(ctx, func() error { return &StatusError{Code: 503, RetryAfter: time.Hour} }); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("got %v", err)
+		}
+	}
+}
+
 func TestWaitReadyGivesUpWithItsCaller(t *testing.T) {
 	client := serve(t, (&script{states: []string{object(1, 1, "Unknown", "")}}).ServeHTTP)
 	ctx, cancel := context.WithCancel(context.Background())

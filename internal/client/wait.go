@@ -55,7 +55,7 @@ type WaitOptions struct {
 }
 
 // WaitReady waits until an object is ready and returns it, or a *NotReadyError. A server that goes away meanwhile is an
-// error at once; a watch that ends is opened again.
+// error at once; a watch that ends is opened again, and one that cannot say now is asked again when it wants to be.
 func (c *Client) WaitReady(ctx context.Context, k *api.Kind, ns, name string, w WaitOptions) (api.Object, error) {
 	if w.Settle == 0 {
 		w.Settle = time.Second
@@ -77,14 +77,40 @@ func (c *Client) WaitReady(ctx context.Context, k *api.Kind, ns, name string, w 
 			return o, nil
 		case errors.Is(err, errSettled):
 			return o, &NotReadyError{Kind: k.Singular, Name: name, Failed: true, Reason: wait.last.Reason, Message: wait.last.Message}
-		case err != nil && !errors.Is(err, ErrExpired):
+		case err != nil && !errors.Is(err, ErrExpired) && later(err) == 0:
 			return nil, waitError(outer, ctx, err, k, name, wait.last)
 		}
 		// The watch ended before anything was decided. A server that ends each at once must not be asked in a tight loop.
 		select {
 		case <-ctx.Done():
 			return nil, waitError(outer, ctx, ctx.Err(), k, name, wait.last)
-		case <-time.After(50 * time.Millisecond):
+		case <-time.After(max(50*time.Millisecond, later(err))):
+		}
+	}
+}
+
+// later is when a server that could not do it now wants to be asked again; 0 = it is something else.
+func later(err error) time.Duration {
+	var s *StatusError
+	if errors.Is(err, ErrUnavailable) && errors.As(err, &s) {
+		return s.RetryAfter
+	}
+	return 0
+}
+
+// Patiently does something that may be done twice, as Apply, until the server is able to: as often as it says when to ask again. The end of ctx ends
+// that, with what the server said last.
+func Patiently(ctx context.Context, do func() error) error {
+	for {
+		err := do()
+		pause := later(err)
+		if pause == 0 {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause):
 		}
 	}
 }

@@ -259,7 +259,7 @@ func (s *system) apply(doc string) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	if _, _, err := s.client.Apply(ctx, api.Services, "default", meta.Metadata.Name, data); err != nil {
+	if err := harness.Apply(ctx, s.client, meta.Metadata.Name, data); err != nil {
 		s.t.Fatal(err)
 	}
 	if _, err := s.client.WaitReady(ctx, api.Services, "default", meta.Metadata.Name, client.WaitOptions{}); err != nil {

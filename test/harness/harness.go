@@ -311,6 +311,11 @@ func (th *Thaw) Apply(doc string) *api.Service {
 	return s
 }
 
+// Apply sends a Service, again when the server wants that: where many test at the same time a disk may take seconds for etcd's log.
+func Apply(ctx context.Context, c *client.Client, name string, doc []byte) error {
+	return client.Patiently(ctx, func() error { _, _, err := c.Apply(ctx, api.Services, "default", name, doc); return err })
+}
+
 // TryApply is Apply for what may fail.
 func (th *Thaw) TryApply(doc string) (*api.Service, error) {
 	data, name, err := th.JSON(doc)
@@ -319,7 +324,7 @@ func (th *Thaw) TryApply(doc string) (*api.Service, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	if _, _, err := th.Client.Apply(ctx, api.Services, "default", name, data); err != nil {
+	if err := Apply(ctx, th.Client, name, data); err != nil {
 		return nil, err
 	}
 	o, err := th.Client.WaitReady(ctx, api.Services, "default", name, client.WaitOptions{})
@@ -474,7 +479,10 @@ func (th *Thaw) Split(name, targets string) {
 	th.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	if _, err := th.Client.Patch(ctx, api.Services, "default", name, client.MergePatch, []byte(`{"spec":{"traffic":[`+targets+`]}}`)); err != nil {
+	if err := client.Patiently(ctx, func() error {
+		_, err := th.Client.Patch(ctx, api.Services, "default", name, client.MergePatch, []byte(`{"spec":{"traffic":[`+targets+`]}}`))
+		return err
+	}); err != nil {
 		th.t.Fatal(err)
 	}
 	if _, err := th.Client.WaitReady(ctx, api.Services, "default", name, client.WaitOptions{}); err != nil {
