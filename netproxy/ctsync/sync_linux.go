@@ -165,8 +165,16 @@ func (s *Sync) Run(ctx context.Context) error {
 	if s.cfg.Thread != nil {
 		s.cfg.Thread()
 	}
-	stop := context.AfterFunc(ctx, func() { _, _ = unix.Write(s.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) })
-	defer stop()
+	woken := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(woken)
+		_, _ = unix.Write(s.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	})
+	defer func() {
+		if !stop() { // the descriptor may be somebody else's once it is closed
+			<-woken
+		}
+	}()
 	now := time.Now()
 	s.rep = newReplica(now, s.cfg.Key, s.kernel, s.transmit)
 	s.rep.beat(now)
