@@ -39,6 +39,9 @@ type Member struct {
 	status *statusServer
 	failed chan error
 
+	working sync.WaitGroup // calls of Join and Leave, which use what Run closes at its end; grows only under mu, while not ended
+	over    chan struct{}  // closed when Run has ended all sites
+
 	// mu guards what follows. The loop holds it but for the times when it waits.
 	mu     sync.Mutex
 	engine Engine
@@ -80,7 +83,7 @@ func NewMember(cfg Config) (*Member, error) {
 		return nil, err
 	}
 	m := &Member{
-		cfg: cfg, wake: -1, keeper: keeper{wake: -1}, lines: make(chan string, 64), buf: make([]byte, 32<<10), failed: make(chan error, 1),
+		cfg: cfg, wake: -1, keeper: keeper{wake: -1}, lines: make(chan string, 64), buf: make([]byte, 32<<10), failed: make(chan error, 1), over: make(chan struct{}),
 		home: newSite(Site{VIPs: cfg.VIPs}),
 	}
 	if err := m.open(); err != nil {
@@ -226,8 +229,16 @@ func (m *Member) run(ctx context.Context) error {
 			return err
 		})
 	}
-	stop := context.AfterFunc(ctx, func() { rouse(m.wake) })
-	defer stop()
+	roused := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(roused)
+		rouse(m.wake)
+	})
+	defer func() {
+		if !stop() { // the descriptor may be somebody else's once it is closed
+			<-roused
+		}
+	}()
 	looped := make(chan struct{})
 	go func() {
 		defer close(looped)
@@ -238,6 +249,9 @@ func (m *Member) run(ctx context.Context) error {
 	<-kept
 	m.mu.Lock()
 	m.ended = true
+	m.mu.Unlock()
+	m.working.Wait()
+	m.mu.Lock()
 	sites := m.sites
 	m.sites = nil
 	m.mu.Unlock()
@@ -248,6 +262,7 @@ func (m *Member) run(ctx context.Context) error {
 		s.endSync()
 		s.close()
 	}
+	close(m.over)
 	stopSync()
 	close(done)
 	err := side.Wait()

@@ -128,6 +128,10 @@ func (s *site) full(now, linksAt time.Time) (full, inStep bool) {
 
 // Join lets a site follow the member from now on. It may be called at any time between NewMember and the end of Run.
 func (m *Member) Join(cfg Site) error {
+	if !m.begin() {
+		return fmt.Errorf("site %s: %w", cfg.Name, errJoin)
+	}
+	defer m.working.Done()
 	s := newSite(cfg)
 	err := cfg.In.Do(s.open)
 	if err == nil && cfg.Replicate {
@@ -172,8 +176,23 @@ func (m *Member) Join(cfg Site) error {
 
 var errJoin = errors.New("joined already, or the member has ended")
 
+// begin says that Join or Leave is at work, which Run's end waits for; false: that has come.
+func (m *Member) begin() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.ended {
+		m.working.Add(1)
+	}
+	return !m.ended
+}
+
 // Leave takes a site from the member, with its addresses, and returns when nothing of it is in use. One that has not joined is no error.
 func (m *Member) Leave(name string) {
+	if !m.begin() {
+		<-m.over
+		return
+	}
+	defer m.working.Done()
 	m.mu.Lock()
 	i := slices.IndexFunc(m.sites, func(s *site) bool { return s.Name == name })
 	if i < 0 {
