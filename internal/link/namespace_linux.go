@@ -72,14 +72,23 @@ func (n *Namespace) Fd() int { return int(n.h) }
 
 // File returns a descriptor of the namespace of its own, to be closed by the caller.
 func (n *Namespace) File() (*os.File, error) {
+	c, err := n.Clone()
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(c.h), "network namespace"), nil
+}
+
+// Clone opens it once more, for who may still work in it when n is closed.
+func (n *Namespace) Clone() (*Namespace, error) {
 	fd, err := unix.FcntlInt(uintptr(n.h), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
 		return nil, fmt.Errorf("descriptor of a network namespace: %w", err)
 	}
-	return os.NewFile(uintptr(fd), "network namespace"), nil
+	return &Namespace{netns.NsHandle(fd)}, nil
 }
 
-// Close lets go of the namespace; its devices go with it when nobody else holds it.
+// Close lets go of the namespace; its devices go with it when nobody else holds it. Nothing may be under way in it.
 func (n *Namespace) Close() error { return n.h.Close() }
 
 // Sysctl writes a setting of the namespace, such as "net/ipv4/ip_forward".

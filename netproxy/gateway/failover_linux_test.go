@@ -3,6 +3,7 @@ package gateway
 import (
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/thawrun/thaw/internal/link"
 	"github.com/thawrun/thaw/netproxy/havip"
+	"github.com/thawrun/thaw/netproxy/tunnel"
 )
 
 // TestFailover is every way for a whole member to fail, with two tenants who have the same addresses, and the return of the old one.
@@ -192,6 +194,38 @@ func TestHalfMade(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, 20*time.Second, "a is ready", func() bool { return l.a.said("ready 2") })
+}
+
+// TestEndsWhilePairsAreMade: of pairs that were not finished when the node was told to end nothing is left, and it ends only then.
+func TestEndsWhilePairsAreMade(t *testing.T) {
+	l := newLab(t)
+	one := l.vpc(1)
+	l.a.cfg.ENIDelay = Duration(time.Second) // long after all that the end itself takes
+	l.a.cfg.Pairs = nil
+	l.a.start()
+	eventually(t, 20*time.Second, "a is ready", func() bool { return l.a.said("ready 0") })
+	for id := uint32(1); id <= 8; id++ { // as many as are made at once
+		p := one.pair
+		p.Name, p.ID, p.VPC, p.HAVIPs = fmt.Sprint("vpc", id), id, 1000+tunnel.Key(id), []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, 110 + byte(id)})}
+		l.a.cfg.Pairs = append(l.a.cfg.Pairs, p)
+	}
+	l.a.write()
+	l.a.signal(syscall.SIGHUP)
+	eventually(t, 20*time.Second, "pairs are being made", func() bool { held, _ := namespaces(l.a.cfg.Namespace); return len(held) == 8 })
+	l.a.signal(syscall.SIGTERM)
+	select {
+	case <-l.a.ended:
+	case <-time.After(20 * time.Second):
+		t.Fatal("it does not end")
+	}
+	if code := l.a.cmd.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	held, err := namespaces(l.a.cfg.Namespace)
+	names, err2 := l.a.conn.Devices("gw")
+	if len(held)+len(names) > 0 || err != nil || err2 != nil {
+		t.Errorf("namespaces of pairs %d and devices %s are left, %v, %v", held, names, err, err2)
+	}
 }
 
 // TestStaleFile: a plain file where a namespace was held before a reboot is no obstacle.

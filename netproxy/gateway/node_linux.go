@@ -52,7 +52,10 @@ type Node struct {
 
 	busy sync.Map // uint32 to *sync.Mutex: one Ensure or Remove of a pair at a time, for as long as its provider takes
 
+	working sync.WaitGroup // calls that use what Run closes at its end; grows only under mu, while not ended
+
 	mu    sync.Mutex
+	ended bool             // Run is about to return
 	pairs map[uint32]*half // those that are complete; nil when Run has returned
 
 	cpu cpuSample // of watch
@@ -142,6 +145,10 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	err := g.Wait()
 	n.mu.Lock()
+	n.ended = true
+	n.mu.Unlock()
+	n.working.Wait()
+	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, h := range n.pairs {
 		h.ns.Close()
@@ -149,6 +156,19 @@ func (n *Node) Run(ctx context.Context) error {
 	n.pairs = nil
 	return err
 }
+
+// begin says that somebody works on pairs, and has to tell working when that is over; an error when Run is about to return.
+func (n *Node) begin() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.ended {
+		return errEnded
+	}
+	n.working.Add(1)
+	return nil
+}
+
+var errEnded = errors.New("the node has ended")
 
 // Set makes the node's pairs those of the list: others are removed, namespaces that an earlier process left included. It goes on
 // after an error, and returns all of them.
@@ -189,16 +209,16 @@ func (n *Node) lock(id uint32) *sync.Mutex {
 // Ensure makes this node's half of a pair, and says which workers use it. It may be repeated: the same again changes nothing, and what
 // can change without touching connections does. When it fails for a pair that is new, nothing of it is left.
 func (n *Node) Ensure(ctx context.Context, p Pair, workers []tunnel.Peer) error {
+	if err := n.begin(); err != nil {
+		return fmt.Errorf("pair %s: %w", p.Name, err)
+	}
+	defer n.working.Done()
 	l := n.lock(p.ID)
 	l.Lock()
 	defer l.Unlock()
 	n.mu.Lock()
 	h, there := n.pairs[p.ID]
-	ended := n.pairs == nil
 	n.mu.Unlock()
-	if ended {
-		return fmt.Errorf("pair %s: the node has ended", p.Name)
-	}
 	if there && (h.VPC != p.VPC || h.Outer != p.Outer || h.Network != p.Network) {
 		if err := n.remove(ctx, h); err != nil { // it is another pair under the same number
 			return fmt.Errorf("pair %s: %w", p.Name, err)
@@ -400,6 +420,10 @@ func (n *Node) plumb(h *half, p Pair) error {
 // Remove takes this node's half of a pair away, with its connections; one that is not there is no error. Something that fails
 // does not keep the rest, and it may be repeated.
 func (n *Node) Remove(ctx context.Context, id uint32) error {
+	if err := n.begin(); err != nil {
+		return fmt.Errorf("pair %d: %w", id, err)
+	}
+	defer n.working.Done()
 	l := n.lock(id)
 	l.Lock()
 	defer l.Unlock()
@@ -483,12 +507,24 @@ func (n *Node) Drain(ctx context.Context, id uint32) (left int, err error) {
 	if err != nil {
 		return 0, err
 	}
+	n.mu.Lock()
+	if n.pairs[id] != h {
+		n.mu.Unlock()
+		return 0, fmt.Errorf("%w: %d", ErrNoPair, id)
+	}
+	name := h.Name
+	ns, err := h.ns.Clone() // it may be removed while it is counted
+	n.mu.Unlock()
+	if err != nil {
+		return 0, fmt.Errorf("pair %s: %w", name, err)
+	}
+	defer ns.Close()
 	poll := time.NewTicker(drainPoll)
 	defer poll.Stop()
 	for {
-		c, err := ctsync.Survey(h.ns)
+		c, err := ctsync.Survey(ns)
 		if err != nil {
-			return left, fmt.Errorf("pair %s: %w", h.Name, err)
+			return left, fmt.Errorf("pair %s: %w", name, err)
 		}
 		if left = c.Live; left == 0 {
 			n.mu.Lock()

@@ -52,7 +52,8 @@ type ruleset struct {
 	c     *nftables.Conn
 	table *nftables.Table
 	pair  *Pair
-	mtu   int // of the tunnel, bytes of IP
+	mtu   int    // of the tunnel, bytes of IP
+	sets  uint32 // so far
 }
 
 // setRules puts the rules of a pair into its namespace, in one step, unless they are there already: counters, and what instances
@@ -119,6 +120,14 @@ func (r *ruleset) rule(ch *nftables.Chain, parts ...[]expr.Any) {
 	r.c.AddRule(&nftables.Rule{Table: r.table, Chain: ch, Exprs: slices.Concat(parts...)})
 }
 
+// set adds a set with a name. Its number has to be its own in this step only; the library would give it one from a counter that it shares among
+// all goroutines without a lock.
+func (r *ruleset) set(s *nftables.Set, elements []nftables.SetElement) error {
+	r.sets++
+	s.ID = r.sets
+	return r.c.AddSet(s, elements)
+}
+
 func (r *ruleset) all(stamp string) error {
 	r.c.AddTable(r.table)
 	r.chain(stamp, "", nil, 0, false)
@@ -126,7 +135,7 @@ func (r *ruleset) all(stamp string) error {
 		r.c.AddObj(&nftables.CounterObj{Table: r.table, Name: name})
 	}
 	sources := &nftables.Set{Table: r.table, Name: "sources", KeyType: nftables.TypeIPAddr, Dynamic: true, Size: maxInstances}
-	if err := r.c.AddSet(sources, nil); err != nil {
+	if err := r.set(sources, nil); err != nil {
 		return err
 	}
 	const filter, nat = nftables.ChainTypeFilter, nftables.ChainTypeNAT
@@ -170,7 +179,7 @@ func (r *ruleset) translate(ch *nftables.Chain) error {
 		for i, a := range p.HAVIPs {
 			list = append(list, nftables.SetElement{Key: binary.NativeEndian.AppendUint32(nil, uint32(i)), Val: a.AsSlice()})
 		}
-		if err := r.c.AddSet(m, list); err != nil {
+		if err := r.set(m, list); err != nil {
 			return err
 		}
 		addr = []expr.Any{
@@ -197,7 +206,7 @@ func (r *ruleset) fixed() error {
 	for _, a := range p.HAVIPs {
 		all = append(all, nftables.SetElement{Key: a.AsSlice()})
 	}
-	if err := r.c.AddSet(own, all); err != nil {
+	if err := r.set(own, all); err != nil {
 		return err
 	}
 	after := r.chain("after", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, afterNAT, false)
@@ -217,7 +226,7 @@ func (r *ruleset) fixed() error {
 		set  *nftables.Set
 		list []nftables.SetElement
 	}{{out, there}, {in, back}} {
-		if err := r.c.AddSet(m.set, m.list); err != nil {
+		if err := r.set(m.set, m.list); err != nil {
 			return err
 		}
 	}
