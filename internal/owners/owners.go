@@ -127,9 +127,10 @@ func (m *member) take(ctx context.Context) error {
 func (m *member) change(ctx context.Context, rev int64) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	go func() { // ends with change
+	over := m.session.Done()
+	go func() { // ends with change, but nobody waits for that: m may have another session by then
 		select {
-		case <-m.session.Done():
+		case <-over:
 			cancel(state.ErrLeaseLost)
 		case <-ctx.Done():
 		}

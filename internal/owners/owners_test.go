@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -274,6 +275,41 @@ func TestNotAway(t *testing.T) {
 		}
 		cancel()
 		<-done
+		<-done
+	})
+}
+
+// breaking is a store that is not to be watched for a while.
+type breaking struct {
+	state.Store
+	times atomic.Int32
+}
+
+func (b *breaking) Watch(ctx context.Context, prefix string, from int64) (<-chan state.Event, func() error) {
+	if b.times.Add(-1) < 0 {
+		return b.Store.Watch(ctx, prefix, from)
+	}
+	none := make(chan state.Event)
+	close(none)
+	return none, func() error { return state.ErrUnavailable }
+}
+
+// A member whose state does not answer for a while takes part again, in a session of its own each time.
+func TestStartOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &breaking{Store: state.Memory()}
+		defer store.Close()
+		store.times.Store(10)
+		b := &book{t: t, holder: map[int]string{}, epochs: map[int]int64{}}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- Run(ctx, Config{Store: store, Group: "g", Name: "a", Changed: b.changed("a")}) }()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if n := b.shares()["a"]; n != shards.Count || store.times.Load() >= 0 {
+			t.Errorf("%d shards, want all; %d breaks are left", n, store.times.Load()+1)
+		}
+		cancel()
 		<-done
 	})
 }
