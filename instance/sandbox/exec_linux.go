@@ -99,8 +99,17 @@ func (pl *place) Command(ctx context.Context, s *provider.Spec, out io.Writer) e
 	}
 	w.Close() // the program has the last copies
 	defer unix.Close(pidfd)
-	stop := context.AfterFunc(ctx, func() { _ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0); r.Close() })
-	defer stop()
+	killed := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(killed)
+		_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
+		r.Close()
+	})
+	defer func() {
+		if !stop() { // the descriptor may be another process's once it is closed
+			<-killed
+		}
+	}()
 	_, _ = io.Copy(out, r)
 	var ws unix.WaitStatus
 	for {
