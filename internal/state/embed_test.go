@@ -391,7 +391,9 @@ func TestQuietLog(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if out.Len() > 0 {
-		t.Errorf("logged:\n%s", out.String())
+	for line := range strings.Lines(out.String()) {
+		if !strings.Contains(line, "took too long") { // etcd's word of a machine that had other things to do
+			t.Errorf("logged: %s", line)
+		}
 	}
 }
