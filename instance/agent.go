@@ -236,8 +236,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		r.leftovers = append(r.leftovers, l)
 		a.used += l.record.units()
 	}
-	for _, r := range a.revisions {
+	for _, r := range a.revisions { // what was ordered meanwhile
 		a.reconcileLocked(r)
+		r.decided, r.placed = time.Time{}, time.Time{}
 	}
 	a.unlock()
 
@@ -327,7 +328,9 @@ func (a *Agent) Scale(id api.RevisionID, n int, decided time.Time) {
 	}
 	r.decided, r.placed = decided, now
 	a.reconcileLocked(r)
-	r.decided, r.placed = time.Time{}, time.Time{} // instances that are started later are not this order's
+	if a.running {
+		r.decided, r.placed = time.Time{}, time.Time{} // instances that are started later are not this order's
+	}
 	a.unlock()
 }
 

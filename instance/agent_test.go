@@ -67,6 +67,37 @@ func TestRuntimeContract(t *testing.T) {
 	r.ready(rev.ID(), 0)
 }
 
+// An order that comes before the agent runs is carried out when it does, and the start is that order's.
+func TestOrderBeforeRun(t *testing.T) {
+	a, err := New(Config{Dir: t.TempDir(), Provider: "process", Shutdown: 5 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newCollector(t)
+	a.Subscribe(c.observe)
+	rev := revisionOf(t, "early-00001", "ok")
+	a.SetRevision(rev)
+	decided := time.Now()
+	a.Scale(rev.ID(), 1, decided)
+	placed := time.Now()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	if s := c.ready(rev.ID(), 1).Instances[0].Start; !s.Decided.Equal(decided) || s.Placed.After(placed) {
+		t.Errorf("ordered at %v, started as %+v", decided, s)
+	}
+	a.Scale(rev.ID(), 2, time.Time{})
+	for _, in := range c.ready(rev.ID(), 2).Instances[1:] {
+		if !in.Start.Decided.IsZero() {
+			t.Errorf("a later start is said to be of the order before: %+v", in.Start)
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestScaleUpAndDown(t *testing.T) {
 	r := newRig(t, nil)
 	rev := revisionOf(t, "many-00001", "ok")

@@ -126,6 +126,8 @@ func (p *Provider) lookForStrays(name string) {
 }
 
 func (p *Provider) killStrays() {
+	p.killing.Lock()
+	defer p.killing.Unlock()
 	p.mu.Lock()
 	ended := p.ended
 	p.ended, p.looking = map[string]bool{}, false

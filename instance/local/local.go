@@ -53,6 +53,7 @@ type Provider struct {
 	log     *slog.Logger
 	caps    provider.Capabilities
 	watch   func(provider.Event)
+	killing sync.Mutex // held while stray processes are killed, so that Close does not return in the middle of that; before mu
 
 	mu      sync.Mutex
 	m       map[string]*entry

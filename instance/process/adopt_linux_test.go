@@ -21,6 +21,28 @@ func zombie(pid int) bool {
 	return err == nil && st.state == 'Z'
 }
 
+// A stray that was killed is not there any more when its killer says so.
+func TestKillStray(t *testing.T) {
+	rt := newRuntime(t)
+	for range 20 {
+		if err := exec.Command("/bin/sh", "-c", provider.Marker+"=stray-test setsid sleep 300 >/dev/null 2>&1 &").Run(); err != nil {
+			t.Fatal(err)
+		}
+		var strays []Identity
+		await(t, "the stray", func() bool {
+			marked, err := rt.Marked()
+			strays = marked["stray-test"]
+			return err == nil && len(strays) > 0
+		})
+		for _, s := range strays {
+			rt.KillStray(s)
+			if st, err := readStat(s.PID); err == nil && st.ticks == s.Ticks && st.state != 'Z' && st.state != 'X' {
+				t.Fatalf("process %d is in state %c", s.PID, st.state)
+			}
+		}
+	}
+}
+
 // TestAdopt takes hold of a process that is not a child: a shell starts it and leaves.
 func TestAdopt(t *testing.T) {
 	rt := newRuntime(t)

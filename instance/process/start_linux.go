@@ -379,7 +379,10 @@ func markerOf(pid int) string {
 	return ""
 }
 
-// KillStray ends one process that was found by its marker, if it is still the same one.
+// strayPatience is how long a killed process is waited for: one that is in the middle of something in the kernel goes later.
+const strayPatience = time.Second
+
+// KillStray ends one process that was found by its marker, if it is still the same one. When it returns it has ended.
 func (rt *Runtime) KillStray(id Identity) {
 	fd, err := unix.PidfdOpen(id.PID, 0)
 	if err != nil {
@@ -388,6 +391,12 @@ func (rt *Runtime) KillStray(id Identity) {
 	defer unix.Close(fd)
 	if st, err := readStat(id.PID); err == nil && st.ticks == id.Ticks && id.Boot == rt.boot {
 		_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+		for end := time.Now().Add(strayPatience); time.Now().Before(end); {
+			left := max(1, int(time.Until(end).Milliseconds()))
+			if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, left); !errors.Is(err, unix.EINTR) {
+				break
+			}
+		}
 	}
 }
 
