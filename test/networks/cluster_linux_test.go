@@ -185,6 +185,10 @@ func TestClusterGateways(t *testing.T) {
 		}
 	}
 
+	harness.Eventually(t, patient, "the other node knows the connection", func() bool { // what it has not heard of dies with the first one
+		s, err := status(f.status(1))
+		return err == nil && s.Full && len(s.Pairs) == 1 && inStep(s.Pairs)
+	})
 	f.procs["gw-0"].Kill()
 	f.until("the other node is master", func(g *api.Gateway) bool {
 		for _, m := range g.Status.Members {

@@ -306,7 +306,12 @@ func (n node) status() (s gateway.Status, err error) {
 	if err != nil {
 		return s, err
 	}
-	c, err := net.DialTimeout("unix", cfg.Status, time.Second)
+	return status(cfg.Status)
+}
+
+// status asks a gateway at its socket.
+func status(socket string) (s gateway.Status, err error) {
+	c, err := net.DialTimeout("unix", socket, time.Second)
 	if err != nil {
 		return s, err
 	}
@@ -344,8 +349,13 @@ func ready(t *testing.T, th *harness.Thaw, pairs int) {
 		if err1 != nil || err2 != nil || a.Role != havip.Master || b.Role != havip.Backup || !b.Full || len(a.Pairs) != pairs || len(b.Pairs) != pairs {
 			return false
 		}
-		return !slices.ContainsFunc(append(a.Pairs, b.Pairs...), func(p gateway.PairStatus) bool { return !p.Link || !p.InStep || p.Connections == 0 })
+		return inStep(append(a.Pairs, b.Pairs...))
 	})
+}
+
+// inStep says that all pairs have connections that both nodes know.
+func inStep(pairs []gateway.PairStatus) bool {
+	return !slices.ContainsFunc(pairs, func(p gateway.PairStatus) bool { return !p.Link || !p.InStep || p.Connections == 0 })
 }
 
 // takenOver waits until the second node is master.
