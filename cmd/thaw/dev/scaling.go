@@ -59,6 +59,7 @@ func FollowScaling(ctx context.Context, file string, log *slog.Logger, apply fun
 	var seen os.FileInfo
 	var known []byte // nil at first: it may have changed since it was loaded
 	wrong := ""
+	empty := false // it was so at the last look
 	for {
 		select {
 		case <-ctx.Done():
@@ -73,6 +74,11 @@ func FollowScaling(ctx context.Context, file string, log *slog.Logger, apply fun
 		if err == nil {
 			b, err = os.ReadFile(file)
 		}
+		if err == nil && len(b) == 0 && !empty { // perhaps somebody is just writing over it
+			empty, seen = true, nil
+			continue
+		}
+		empty = err == nil && len(b) == 0
 		if err == nil {
 			seen = info
 			if bytes.Equal(b, known) && wrong == "" {

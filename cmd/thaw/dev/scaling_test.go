@@ -6,8 +6,10 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/thawrun/thaw/autoscaler"
@@ -68,4 +70,39 @@ func TestFollowScaling(t *testing.T) {
 	if n := strings.Count(log.String(), "what was there before stays"); n < 1 || n > 2 { // wrong, and perhaps gone for a moment
 		t.Errorf("said %d times:\n%s", n, log.String())
 	}
+}
+
+// A file that is found empty may be about to be written: it counts when it stays so.
+func TestFollowScalingHalfWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "autoscaler.yaml")
+		var applied []int64 // read only while the other goroutine waits
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() {
+			done <- FollowScaling(ctx, file, slog.New(slog.DiscardHandler), func(c autoscaler.Config) { applied = append(applied, int64(c.MaxScale)) })
+		}()
+		time.Sleep(lookEvery / 2) // looks are between the steps
+		for _, step := range []struct {
+			text string
+			want []int64 // after one look, of all so far
+		}{
+			{"max-scale: 3\n", []int64{3}},
+			{"", []int64{3}},
+			{"max-scale: 40\n", []int64{3, 40}},
+			{"", []int64{3, 40}},
+			{"", []int64{3, 40, 0}},
+		} {
+			if err := os.WriteFile(file, []byte(step.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(lookEvery)
+			synctest.Wait()
+			if !slices.Equal(applied, step.want) {
+				t.Errorf("%q: applied %v, want %v", step.text, applied, step.want)
+			}
+		}
+		cancel()
+		<-done
+	})
 }
