@@ -624,3 +624,20 @@ func TestBackOff(t *testing.T) {
 		}
 	}
 }
+
+// What is said of an instance that never listened is what the kernel said, though the end came in the middle of a try.
+func TestAwaitPortSaysWhy(t *testing.T) {
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 50*time.Millisecond, errProgress)
+	defer cancel()
+	tries := 0
+	err := awaitPort(ctx, "127.0.0.1:1", func(ctx context.Context, _, _ string) (net.Conn, error) {
+		if tries++; tries < 3 {
+			return nil, &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
+		}
+		<-ctx.Done()
+		return nil, ctx.Err()
+	})
+	if !errors.Is(err, errProgress) || !errors.Is(err, syscall.ECONNREFUSED) || !strings.Contains(err.Error(), "deadline exceeded; before that dial: connection refused") {
+		t.Errorf("got %v", err)
+	}
+}

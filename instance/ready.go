@@ -118,15 +118,24 @@ func awaitPort(ctx context.Context, address string, dial Dialer) error {
 	if err != nil {
 		return err
 	}
+	var said error // by the kernel, last; that the time of a try was over says less
 	for wait := 200 * time.Microsecond; ; wait += wait / 2 {
 		err := tryOnce(ctx, addr, dial)
 		if err == nil {
 			return nil
 		}
-		wait = min(wait, max(500*time.Microsecond, min(time.Since(began)/50, 50*time.Millisecond)))
-		if !pause(ctx, wait) {
-			return fmt.Errorf("%w: connect to %s: %w", context.Cause(ctx), address, err)
+		late, timed := errors.AsType[net.Error](err)
+		if timed = timed && late.Timeout(); !timed {
+			said = err
 		}
+		wait = min(wait, max(500*time.Microsecond, min(time.Since(began)/50, 50*time.Millisecond)))
+		if pause(ctx, wait) {
+			continue
+		}
+		if timed && said != nil {
+			err = fmt.Errorf("%w; before that %w", err, said)
+		}
+		return fmt.Errorf("%w: connect to %s: %w", context.Cause(ctx), address, err)
 	}
 }
 

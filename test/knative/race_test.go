@@ -1,5 +1,0 @@
-//go:build race
-
-package knative
-
-const raceEnabled = true
