@@ -119,11 +119,14 @@ func (r *Rig) spec(id, script string) (s *provider.Spec, out string, err error) 
 		return nil, "", err
 	}
 	return &provider.Spec{
-		// Not the name of anything that the suite runs elsewhere on this machine at the same time: strays are killed by it.
-		Name: fmt.Sprintf("contract%d-%s", os.Getpid(), id), Path: "/bin/sh", Argv: []string{"sh", "-c", script}, Env: []string{"PATH=/usr/bin:/bin"}, Dir: "/",
+		// Not the name of anything that the suite runs elsewhere on this machine, nor of what it has run a second ago: strays are killed by it.
+		Name: fmt.Sprintf("contract%d.%d-%s", os.Getpid(), specs.Add(1), id), Path: "/bin/sh", Argv: []string{"sh", "-c", script}, Env: []string{"PATH=/usr/bin:/bin"}, Dir: "/",
 		Stdout: f, Stderr: f,
 	}, f.Name(), nil
 }
+
+// specs counts those that were made.
+var specs atomic.Int64
 
 // start creates and specialises.
 func (r *Rig) start(ctx context.Context, id, script string) (out string, err error) {

@@ -54,7 +54,8 @@ var Vices = map[string]string{
 type fakeInstance struct {
 	script  string        // "" = blank
 	printer chan struct{} // ends Counts
-	frozen  atomic.Bool   // the printer may outlive the Fake whose lock it takes
+	frozen  atomic.Bool
+	mu      sync.Mutex // held while Counts prints, which may outlive the Fake: who ends or freezes it takes it
 	ended   bool
 	looks   *provider.Spec
 	stuck   bool // nobody knows any more that it is frozen
@@ -199,16 +200,21 @@ func (f *Fake) Specialise(ctx context.Context, id string, s *provider.Spec) erro
 
 // print is given what it uses without the lock.
 func (f *Fake) print(in *fakeInstance, out *os.File, end <-chan struct{}) {
+	defer out.Close()
 	for {
-		f.mu.Lock()
+		in.mu.Lock()
+		select {
+		case <-end:
+			in.mu.Unlock()
+			return
+		default:
+		}
 		if !in.frozen.Load() || f.Vice == "does not freeze" {
 			fmt.Fprintln(out, "x")
 		}
-		f.mu.Unlock()
+		in.mu.Unlock()
 		select {
 		case <-end:
-			out.Close()
-			return
 		case <-time.After(time.Millisecond):
 		}
 	}
@@ -221,7 +227,9 @@ func (f *Fake) finish(id string, in *fakeInstance, e provider.Exit) {
 	}
 	in.ended = true
 	if in.printer != nil {
+		in.mu.Lock()
 		close(in.printer)
+		in.mu.Unlock()
 	}
 	if f.Vice != "forgets to tell" {
 		f.tell(id, e)
@@ -280,7 +288,9 @@ func (f *Fake) freeze(ctx context.Context, id string, frozen bool) error {
 	if err != nil {
 		return err
 	}
+	in.mu.Lock()
 	in.frozen.Store(frozen || in.stuck)
+	in.mu.Unlock()
 	f.measure(func(c *provider.Costs) *time.Duration { return &c.Freeze })
 	f.measure(func(c *provider.Costs) *time.Duration { return &c.Thaw })
 	return nil
