@@ -37,20 +37,26 @@ type rig struct {
 func newRig(t *testing.T, change ...func(*Config)) *rig {
 	t.Helper()
 	st := &flakyStore{Store: state.Memory()}
-	r := &rig{t: t, state: st, store: objects.New(st, time.Now)}
+	t.Cleanup(func() { st.Store.Close() }) // after the server's
+	return (&rig{t: t, state: st, store: objects.New(st, time.Now)}).another(change...)
+}
+
+// another is one more server of the same store.
+func (r *rig) another(change ...func(*Config)) *rig {
+	r.t.Helper()
+	r = &rig{t: r.t, state: r.state, store: r.store}
 	c := Config{Store: r.store, Token: testToken, StoreTimeout: 2 * time.Second}
 	for _, f := range change {
 		f(&c)
 	}
 	var err error
 	if r.server, err = New(c); err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
 	r.http = httptest.NewServer(r.server)
-	t.Cleanup(func() {
+	r.t.Cleanup(func() {
 		r.server.Close()
 		r.http.Close()
-		st.Store.Close()
 	})
 	return r
 }

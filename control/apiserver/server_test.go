@@ -143,9 +143,11 @@ func TestCheckListen(t *testing.T) {
 
 // TestStoreDown: while etcd is away everything is refused with a clear error within the bound, and all is well afterwards.
 func TestStoreDown(t *testing.T) {
-	r := newRig(t, func(c *Config) { c.StoreTimeout = 60 * time.Millisecond })
+	r := newRig(t)
+	// So little is too little for a store that is well, on a busy machine.
+	hasty := r.another(func(c *Config) { c.StoreTimeout = 60 * time.Millisecond })
 	r.must(201, "POST", services, service("hello"))
-	requests := func() {
+	requests := func(r *rig) {
 		t.Helper()
 		for _, q := range []struct{ method, path, body string }{
 			{"GET", services, ""}, {"GET", services + "/hello", ""}, {"POST", services, service("b")}, {"PUT", services + "/hello", service("hello")},
@@ -170,16 +172,22 @@ func TestStoreDown(t *testing.T) {
 		r.must(200, "GET", "/apis", "")
 	}
 	r.state.set(nil, true)
-	requests()
+	requests(hasty)
 	r.state.set(errors.New("etcdserver: no leader"), false)
-	requests()
+	requests(hasty)
+	requests(r)
 	r.state.set(nil, false)
 	r.must(200, "GET", services+"/hello", "")
 	r.must(201, "POST", services, service("b"))
+	for end := time.Now().Add(patience); hasty.do("GET", services+"/hello", "").code != 200; {
+		if time.Now().After(end) {
+			t.Fatal("the server that has waited for the store in vain does not answer again")
+		}
+	}
 	// The client may ask for less patience, not for more.
 	for query, want := range map[string]time.Duration{"": 60 * time.Millisecond, "timeout=20ms": 20 * time.Millisecond, "timeout=32s": 60 * time.Millisecond, "timeout=x": 60 * time.Millisecond, "timeout=-1s": 60 * time.Millisecond} {
 		q, _ := url.ParseQuery(query)
-		if got := r.server.patience(q); got != want {
+		if got := hasty.server.patience(q); got != want {
 			t.Errorf("%q: patience of %v, want %v", query, got, want)
 		}
 	}
