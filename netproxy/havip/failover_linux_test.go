@@ -90,10 +90,15 @@ func TestSyncLinkAlone(t *testing.T) {
 	l.up()
 	conns := l.open(20)
 	l.caughtUp()
-	before := l.a.changes.Load() + l.b.changes.Load()
-	l.a.sync.Cable(false)
-	time.Sleep(aloneAfter + 100*time.Millisecond)
-	if n := l.a.changes.Load() + l.b.changes.Load() - before; n != 0 {
+	n := l.watched(func() int32 {
+		l.a.sync.Cable(true) // the second time
+		l.settled()
+		before := l.a.changes.Load() + l.b.changes.Load()
+		l.a.sync.Cable(false)
+		time.Sleep(aloneAfter + 100*time.Millisecond)
+		return l.a.changes.Load() + l.b.changes.Load() - before
+	})
+	if n != 0 {
 		t.Errorf("%d changes of role after the replication was cut", n)
 	}
 	l.a.cables(false)
@@ -161,7 +166,7 @@ func TestNoFalseFailover(t *testing.T) {
 	}
 	l := newLab(t, labOptions{advert: tenMs, replicate: true})
 	l.up()
-	if n := l.changesUnderLoad(2 * time.Second); n != 0 {
+	if n := l.watched(func() int32 { return l.changesUnderLoad(2 * time.Second) }); n != 0 {
 		t.Errorf("%d changes of role with nothing wrong", n)
 	}
 }

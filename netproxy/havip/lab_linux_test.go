@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -35,14 +36,91 @@ var spun int
 
 // TestMain is also the program of a member: tests start this binary again in a router's namespace.
 func TestMain(m *testing.M) {
-	if conf := os.Getenv(memberEnv); conf == "busy" {
+	switch conf := os.Getenv(memberEnv); conf {
+	case "":
+		os.Exit(linktest.Main(m))
+	case "busy":
 		for n := 0; ; n++ { // as busy as can be
 			spun = n
 		}
-	} else if conf != "" {
+	case "witness":
+		fmt.Println(witness().Nanoseconds())
+	default:
 		os.Exit(memberMain(conf))
 	}
-	os.Exit(linktest.Main(m))
+}
+
+// witness does nothing with a member's priority, on each processor, until its standard input ends. It returns for how long a processor had no time for
+// it: a kernel that does not interrupt its own work, or a machine under this one, keeps the highest priority waiting too.
+func witness() time.Duration {
+	prepareProcess()
+	var worst atomic.Int64
+	var ended atomic.Bool
+	var all sync.WaitGroup
+	for cpu := range runtime.NumCPU() {
+		all.Go(func() {
+			runtime.LockOSThread() // and end this thread
+			var one unix.CPUSet
+			one.Set(cpu)
+			_ = unix.SchedSetaffinity(0, &one) // one that is not ours to use is watched from another
+			_ = realtime(advertPriority)
+			const nap = time.Millisecond
+			for last := time.Now(); !ended.Load(); {
+				ts := unix.NsecToTimespec(int64(nap))
+				_ = unix.Nanosleep(&ts, nil)
+				now := time.Now()
+				for late := int64(now.Sub(last) - nap); ; {
+					if most := worst.Load(); late <= most || worst.CompareAndSwap(most, late) {
+						break
+					}
+				}
+				last = now
+			}
+		})
+	}
+	fmt.Println("ready")
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	ended.Store(true)
+	all.Wait()
+	return time.Duration(worst.Load())
+}
+
+// watched returns how often f says that a role changed with nothing wrong. What happened while the machine itself stood still for some adverts says
+// nothing of the members: then it is tried again.
+func (l *lab) watched(f func() int32) (changes int32) {
+	l.t.Helper()
+	var gap time.Duration
+	for range 10 {
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), memberEnv+"=witness")
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			l.t.Fatal(err)
+		}
+		var nanoseconds int64
+		says := bufio.NewReader(out)
+		_, err = says.ReadString('\n')
+		changes = f()
+		in.Close()
+		if _, scan := fmt.Fscan(says, &nanoseconds); scan != nil || err != nil {
+			l.t.Fatal("the witness:", err, scan)
+		}
+		_ = cmd.Wait()
+		if gap = time.Duration(nanoseconds); changes == 0 || gap < 2*tenMs {
+			return changes
+		}
+		l.t.Logf("%d changes of role while a processor stood still for %v", changes, gap)
+		l.settled()
+	}
+	l.t.Logf("the machine stands still all the time, last for %v", gap)
+	return changes
 }
 
 func memberMain(conf string) int {
