@@ -278,7 +278,7 @@ func TestWaitReady(t *testing.T) {
 			client := serve(t, (&script{states: c.states}).ServeHTTP)
 			var seen []string
 			o, err := client.WaitReady(context.Background(), api.Services, "ns", "x", WaitOptions{
-				Timeout: 300 * time.Millisecond, Settle: 60 * time.Millisecond,
+				Timeout: 2 * time.Second, Settle: 500 * time.Millisecond, // one waits for each of them; the others must not meet them on a busy machine
 				Progress: func(c api.Condition) { seen = append(seen, c.Status) },
 			})
 			if c.err == "" {

@@ -408,9 +408,19 @@ func fifo(t *testing.T) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { f.Close() })
-	f.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
-	if _, err := f.Write(make([]byte, 1<<20)); !errors.Is(err, os.ErrDeadlineExceeded) {
+	rc, err := f.SyscallConn()
+	if err != nil {
 		t.Fatal(err)
+	}
+	// Until the pipe itself refuses: a deadline may have passed before the first byte is in it.
+	filled := rc.Write(func(fd uintptr) bool {
+		for err == nil {
+			_, err = syscall.Write(int(fd), make([]byte, 64<<10))
+		}
+		return true
+	})
+	if filled != nil || err != syscall.EAGAIN {
+		t.Fatal(filled, err)
 	}
 	return path
 }
