@@ -438,22 +438,9 @@ func TestCancel(t *testing.T) {
 }
 
 func TestTimeoutsH2(t *testing.T) {
-	const short, long = 100 * time.Millisecond, 5 * time.Second
-	for _, c := range []struct {
-		name        string
-		cfg         forward.Config
-		first, rest time.Duration
-		code        int
-		whole       bool
-	}{
-		{"in time", forward.Config{Total: long, ResponseStart: long, Idle: long}, 0, short, 200, true},
-		{"silent beyond the total", forward.Config{Total: short}, long, 0, 504, false},
-		{"silent beyond the start", forward.Config{Total: long, ResponseStart: short}, long, 0, 504, false},
-		{"late after the start is fine", forward.Config{Total: long, ResponseStart: short}, 0, 3 * short, 200, true},
-		{"begun, then beyond the total", forward.Config{Total: 2 * short}, 0, long, 200, false},
-		{"begun, then idle", forward.Config{Total: long, Idle: short}, 0, long, 200, false},
-	} {
+	for _, c := range timeLimits {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			cancelled := make(chan struct{})
 			st := h2cStand(t, c.cfg, func(w http.ResponseWriter, r *http.Request) {
 				for i, d := range []time.Duration{c.first, c.rest} {
