@@ -8,6 +8,9 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/thawrun/thaw/instance/local"
 	"github.com/thawrun/thaw/instance/provider"
@@ -49,6 +52,32 @@ func BenchmarkStart(b *testing.B) {
 			}
 			for name, d := range map[string]time.Duration{"create": create, "start": start, "end": end} {
 				b.ReportMetric(float64(d.Microseconds())/float64(b.N), name+"-µs")
+			}
+		})
+	}
+}
+
+// BenchmarkFilter starts a child that takes on the system call filter, or does not, and ends.
+func BenchmarkFilter(b *testing.B) {
+	f, err := newFilter()
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, with := range []bool{false, true} {
+		b.Run(fmt.Sprintf("filter=%v", with), func(b *testing.B) {
+			for b.Loop() {
+				s := &script{}
+				s.do("no_new_privs", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+				if with {
+					s.do("system call filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, unsafe.Pointer(&f.prog))
+				}
+				s.do("end", unix.SYS_EXIT_GROUP, 0)
+				pid, pidfd, err := s.run(0, -1)
+				if err != nil {
+					b.Fatal(err)
+				}
+				unix.Close(pidfd)
+				reap(pid)
 			}
 		})
 	}

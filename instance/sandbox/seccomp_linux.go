@@ -4,17 +4,17 @@ package sandbox
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"unsafe"
 
-	seccomp "github.com/elastic/go-seccomp-bpf"
 	"github.com/elastic/go-seccomp-bpf/arch"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 )
 
 // denied are the system calls that get EPERM. Most would fail for want of a capability as well; the filter keeps code of the kernel
-// from being reached that only administrators need, and that exploits like to begin in. Everything else that the filter's library
+// from being reached that only administrators need, and that exploits like to begin in. Everything else that the table of calls
 // knows is allowed; what it does not know (a newer kernel's calls, other ABIs) gets ENOSYS, so that programs fall back to what they
 // did before.
 var denied = []string{
@@ -49,50 +49,108 @@ func newFilter() (*filter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("seccomp: %w", err)
 	}
-	conditional := []string{"socket", "clone"}
-	var allow, deny []string
-	for name := range info.SyscallNames {
-		switch {
-		case slices.Contains(denied, name):
-			deny = append(deny, name)
-		case name != "clone3" && !slices.Contains(conditional, name):
-			allow = append(allow, name)
-		}
-	}
-	slices.SortFunc(allow, func(a, b string) int { return info.SyscallNames[a] - info.SyscallNames[b] }) // the busiest have low numbers
-	slices.Sort(deny)
-	policy := seccomp.Policy{
-		DefaultAction: seccomp.ActionKillProcess, // replaced below
-		Syscalls: []seccomp.SyscallGroup{
-			{Names: allow, Action: seccomp.ActionAllow},
-			{Names: deny, Action: seccomp.ActionErrno},
-			// Conditions last: after one of them the library's program compares what follows with the argument, not with the
-			// number of the call. 38 and 40 are no numbers of clone.
-			{Action: seccomp.ActionAllow, NamesWithCondtions: []seccomp.NameWithConditions{
-				{Name: "socket", Conditions: seccomp.ArgumentConditions{ // not of a network namespace, so they would lead outside
-					{Argument: 0, Operation: seccomp.NotEqual, Value: unix.AF_VSOCK},
-					{Argument: 0, Operation: seccomp.NotEqual, Value: unix.AF_ALG},
-				}},
-				{Name: "clone", Conditions: seccomp.ArgumentConditions{
-					{Argument: 0, Operation: seccomp.BitsNotSet, Value: newNamespaces},
-				}},
-			}},
-		},
-	}
-	program, err := policy.Assemble()
-	if err != nil {
-		return nil, fmt.Errorf("seccomp: %w", err)
-	}
-	for i, in := range program { // the library knows no errno but EPERM
-		if in == (bpf.RetConstant{Val: uint32(seccomp.ActionKillProcess)}) {
-			program[i] = bpf.RetConstant{Val: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)}
-		}
-	}
 	f := &filter{}
-	if f.code, err = bpf.Assemble(program); err != nil {
+	if f.code, err = bpf.Assemble(program(uint32(info.ID), info.SyscallNumbers)); err != nil {
 		return nil, fmt.Errorf("seccomp: %w", err)
 	}
 	// bpf.RawInstruction has the kernel's layout of struct sock_filter.
 	f.prog = unix.SockFprog{Len: uint16(len(f.code)), Filter: (*unix.SockFilter)(unsafe.Pointer(unsafe.SliceData(f.code)))}
 	return f, nil
+}
+
+// verdict is what a system call gets.
+type verdict int
+
+const (
+	missing verdict = iota // ENOSYS
+	refused                // EPERM
+	allowed
+	asSocket // as its first argument is
+	asClone  // as its flags are
+)
+
+func verdictOn(name string) verdict {
+	switch {
+	case name == "" || name == "clone3":
+		return missing
+	case slices.Contains(denied, name):
+		return refused
+	case name == "socket":
+		return asSocket
+	case name == "clone":
+		return asClone
+	default:
+		return allowed
+	}
+}
+
+// stretch is a run of numbers, from first up to the next stretch, that get the same.
+type stretch struct {
+	first uint32
+	verdict
+}
+
+// program looks a call's number up by halving. The kernel translates the program for each process that takes it on, and tries it with every
+// number there is: one comparison after the other, as filters usually are, took half of all the time from clone to exec.
+func program(audit uint32, names map[int]string) []bpf.Instruction {
+	stretches := []stretch{{}}
+	for nr := range slices.Max(slices.Collect(maps.Keys(names))) + 2 { // what follows the last is missing; so are the numbers of x32
+		if v := verdictOn(names[nr]); v != stretches[len(stretches)-1].verdict {
+			stretches = append(stretches, stretch{uint32(nr), v})
+		}
+	}
+	return append([]bpf.Instruction{
+		bpf.LoadAbsolute{Off: offArch, Size: 4},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: audit, SkipTrue: 1},
+		returns(missing),
+		bpf.LoadAbsolute{Off: offNr, Size: 4},
+	}, search(stretches)...)
+}
+
+// Offsets in struct seccomp_data, of a machine whose low bytes come first.
+const (
+	offNr   = 0
+	offArch = 4
+	offArg  = 16 // the lower half of the first argument, all that the kernel looks at of a protocol family
+)
+
+func search(s []stretch) []bpf.Instruction {
+	if len(s) == 1 {
+		return s[0].answer()
+	}
+	half := len(s) / 2
+	below, above := search(s[:half]), search(s[half:])
+	jump := bpf.JumpIf{Cond: bpf.JumpGreaterOrEqual, Val: s[half].first, SkipTrue: uint8(len(below))}
+	return slices.Concat([]bpf.Instruction{jump}, below, above)
+}
+
+func returns(v verdict) bpf.Instruction {
+	switch v {
+	case allowed:
+		return bpf.RetConstant{Val: unix.SECCOMP_RET_ALLOW}
+	case refused:
+		return bpf.RetConstant{Val: unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)}
+	default:
+		return bpf.RetConstant{Val: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)}
+	}
+}
+
+func (v verdict) answer() []bpf.Instruction {
+	switch v {
+	case asSocket: // these are not of a network namespace, so they would lead outside
+		return []bpf.Instruction{
+			bpf.LoadAbsolute{Off: offArg, Size: 4},
+			bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.AF_VSOCK, SkipTrue: 2},
+			bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.AF_ALG, SkipTrue: 1},
+			returns(allowed), returns(missing),
+		}
+	case asClone:
+		return []bpf.Instruction{
+			bpf.LoadAbsolute{Off: offArg, Size: 4},
+			bpf.JumpIf{Cond: bpf.JumpBitsSet, Val: newNamespaces, SkipTrue: 1},
+			returns(allowed), returns(missing),
+		}
+	default:
+		return []bpf.Instruction{returns(v)}
+	}
 }
