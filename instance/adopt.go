@@ -3,7 +3,6 @@ package instance
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +11,7 @@ import (
 	"time"
 
 	"github.com/thawrun/thaw/api"
+	"github.com/thawrun/thaw/instance/local"
 	"github.com/thawrun/thaw/instance/logs"
 	"github.com/thawrun/thaw/internal/endpoints"
 )
@@ -55,12 +55,7 @@ func writeJSON(file string, v any) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.OpenFile(file, os.O_WRONLY|os.O_TRUNC, 0) // it is there, empty
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	return errors.Join(err, f.Close())
+	return local.WriteNote(file, b)
 }
 
 func readJSON(file string, v any) error {

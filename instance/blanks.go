@@ -119,6 +119,15 @@ func (b *blanks) next(low bool) (make string, drop *blank) {
 func (b *blanks) run(ctx context.Context) {
 	defer b.end()
 	for {
+		// A start that was just ordered, and a burst in progress, need the processor more; but not for ever.
+		for range 100 {
+			if len(b.a.slots) == 0 || !pause(ctx, 20*time.Millisecond) {
+				break
+			}
+		}
+		if ctx.Err() != nil {
+			return
+		}
 		language, drop := b.next(b.a.cfg.lowMemory())
 		switch {
 		case drop != nil:
@@ -132,14 +141,6 @@ func (b *blanks) run(ctx context.Context) {
 			case <-time.After(10 * time.Second): // memory may be short by now, or a failure long ago
 			}
 			continue
-		}
-		for range 100 { // but not for ever
-			if len(b.a.slots) == 0 || !pause(ctx, 20*time.Millisecond) {
-				break
-			}
-		}
-		if ctx.Err() != nil {
-			return
 		}
 		x, err := b.build(ctx, language)
 		b.mu.Lock()

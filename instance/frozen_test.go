@@ -309,20 +309,25 @@ func inside(t *testing.T, a *Agent, in endpoints.Instance, path string) string {
 	return string(b)
 }
 
-// noted returns the process of each instance of a snapshot, as the provider has noted it.
+// noted returns the process of each instance of a snapshot, as the provider notes it, which nobody waits for but this.
 func noted(t *testing.T, dir string, s *endpoints.Snapshot) map[string]int {
 	t.Helper()
 	pids := map[string]int{}
+	deadline := time.Now().Add(20 * time.Second)
 	for _, in := range s.Instances {
-		var id process.Identity
-		b, err := os.ReadFile(filepath.Join(dir, "instances", folderOf(in.ID), local.NoteFile))
-		if err == nil {
-			err = json.Unmarshal(b, &id)
+		for pids[in.ID] == 0 {
+			var id process.Identity
+			b, err := os.ReadFile(filepath.Join(dir, "instances", folderOf(in.ID), local.NoteFile))
+			if err == nil {
+				err = json.Unmarshal(b, &id)
+			}
+			if err != nil && time.Now().After(deadline) {
+				t.Fatal(err)
+			}
+			if pids[in.ID] = id.PID; err != nil {
+				time.Sleep(time.Millisecond)
+			}
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		pids[in.ID] = id.PID
 	}
 	return pids
 }

@@ -63,6 +63,12 @@ var (
 // newInstanceLocked orders an instance. Its goroutine does the rest.
 func (a *Agent) newInstanceLocked(r *revision) *instance {
 	_, name := r.id.Split()
+	slot := false
+	select { // before anything is taken: those who refill what was taken wait for starts
+	case a.slots <- struct{}{}:
+		slot = true
+	default:
+	}
 	var blank *blank
 	if len(r.spare) == 0 { // what waits in a crashed instance's socket needs one that takes it over
 		blank = a.blanks.take(r.plan.language)
@@ -92,7 +98,7 @@ func (a *Agent) newInstanceLocked(r *revision) *instance {
 	}
 	r.instances = append(r.instances, in)
 	a.used += in.units()
-	a.instances.Go(func() { a.live(in) })
+	a.instances.Go(func() { a.live(in, slot) })
 	return in
 }
 
@@ -127,11 +133,9 @@ func (in *instance) logKey() logs.Key {
 
 func (a *Agent) dir(folder string) string { return filepath.Join(a.cfg.Dir, "instances", folder) }
 
-// live is the whole life of a new instance.
-func (a *Agent) live(in *instance) {
-	select {
-	case a.slots <- struct{}{}:
-	default:
+// live is the whole life of a new instance. slot says that it has one of MaxStarts already.
+func (a *Agent) live(in *instance, slot bool) {
+	if !slot {
 		select {
 		case a.slots <- struct{}{}:
 		case <-in.stop:

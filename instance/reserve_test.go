@@ -95,3 +95,18 @@ func TestManyRevisionsOfALanguage(t *testing.T) {
 		t.Errorf("%d revisions are counted, want none", n)
 	}
 }
+
+// TestAStartCountsFromItsOrder: those who refill the pools look whether anything is being started, at once when something was taken.
+func TestAStartCountsFromItsOrder(t *testing.T) {
+	r := newRig(t, nil)
+	rev := revisionOf(t, "go-00001", "ok")
+	r.SetRevision(rev)
+	r.Agent.mu.Lock()
+	before := len(r.slots)
+	r.newInstanceLocked(r.revisions[rev.ID()])
+	after := len(r.slots)
+	r.Agent.mu.Unlock()
+	if before != 0 || after != 1 {
+		t.Errorf("%d starts before the order and %d after it", before, after)
+	}
+}

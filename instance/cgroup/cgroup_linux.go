@@ -173,6 +173,7 @@ type Group struct {
 	id      string
 	unified string
 	v1      []string // folders that the process is put into after its start
+	ahead   string   // folder in the v1 tree of memory, made but not in v1 yet; "" = none
 	fd      *os.File // of unified, for the clone
 	cpuMax  string   // set by Attach; "" = no limit
 }
@@ -188,6 +189,12 @@ func (c *Trees) Create(id string) *Group {
 		if err := makeGroup(dir); err == nil {
 			g.unified = dir
 			g.fd, _ = os.Open(dir)
+		}
+	}
+	// Nearly every instance has a limit on its memory, and of all groups this one takes the kernel longest.
+	if tree := c.v1["memory"]; tree != "" && !c.controllers["memory"] {
+		if dir := filepath.Join(tree, id); makeGroup(dir) == nil {
+			g.ahead = dir
 		}
 	}
 	return g
@@ -243,7 +250,12 @@ func (g *Group) limit(controller, v2file, v1file string, n int64, value string) 
 		err = write(g.unified, v2file, value)
 	case c.v1[controller] != "":
 		dir := filepath.Join(c.v1[controller], g.id)
-		if err = makeGroup(dir); err == nil {
+		if dir == g.ahead {
+			g.ahead = ""
+		} else {
+			err = makeGroup(dir)
+		}
+		if err == nil {
 			if !slices.Contains(g.v1, dir) {
 				g.v1 = append(g.v1, dir)
 			}
@@ -462,7 +474,11 @@ func (g *Group) Remove() {
 	if g == nil {
 		return
 	}
-	for _, dir := range g.Paths() {
+	dirs := g.Paths()
+	if g.ahead != "" {
+		dirs = append(slices.Clone(dirs), g.ahead)
+	}
+	for _, dir := range dirs {
 		for try := range 8 {
 			err := os.Remove(dir)
 			if err == nil || errors.Is(err, os.ErrNotExist) {

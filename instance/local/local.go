@@ -224,28 +224,37 @@ func (p *Provider) run(id string, e *entry, name string, place Place, proc *proc
 	p.mu.Lock()
 	e.place, e.proc = place, proc
 	p.mu.Unlock()
-	// If we are killed before this is written, the process is found by its marker.
-	if err := writeNote(filepath.Join(p.dir, id, NoteFile), proc.Identity()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		p.log.Warn("cannot note the process of an instance", "instance", name, "err", err)
-	}
 	go func() { // as long as the process lives, which may be longer than we are used
+		// A request waits for the start, and a file system may take its time. If we are killed before this is written, the process is found
+		// by its marker.
+		if err := writeNote(filepath.Join(p.dir, id, NoteFile), proc.Identity()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			p.log.Warn("cannot note the process of an instance", "instance", name, "err", err)
+		}
 		<-proc.Done()
 		p.lookForStrays(name)
 		p.watch(provider.Event{ID: id, Exit: proc.Exit()})
 	}()
 }
 
-// writeNote writes to a file that is there, empty or not: nothing is made in a folder that somebody has removed.
 func writeNote(file string, id process.Identity) error {
 	b, err := json.Marshal(id)
 	if err != nil {
 		return err
 	}
-	f, err := os.OpenFile(file, os.O_WRONLY|os.O_TRUNC, 0)
+	return WriteNote(file, b)
+}
+
+// WriteNote writes to a file that is there, most often empty: nothing is made in a folder that somebody has removed. Truncating comes last,
+// and only where it has to: ext4 takes a file that was truncated and closed for one that is being replaced, and has the disk write it at once.
+func WriteNote(file string, b []byte) error {
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(b)
+	if fi, err2 := f.Stat(); err == nil && (err2 != nil || fi.Size() > int64(len(b))) {
+		err = f.Truncate(int64(len(b)))
+	}
 	return errors.Join(err, f.Close())
 }
 

@@ -69,6 +69,7 @@ func (rt *Runtime) Isolation() string { return "process: own session; " + rt.gro
 // Process is one running instance. Its methods may be called from any goroutine.
 type Process struct {
 	id     Identity
+	ticks  func() uint64 // of a child: its id's Ticks; nil = they are there
 	child  bool
 	pidfd  int // -1 where there is none; owned by wait after Start
 	group  *cgroup.Group
@@ -81,7 +82,13 @@ type Process struct {
 }
 
 // Identity returns what is to be stored for Adopt.
-func (p *Process) Identity() Identity { return p.id }
+func (p *Process) Identity() Identity {
+	id := p.id
+	if p.ticks != nil {
+		id.Ticks = p.ticks()
+	}
+	return id
+}
 
 // PID returns the process id, which is also the id of its session and group.
 func (p *Process) PID() int { return p.id.PID }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -69,12 +70,14 @@ const OOMScore = "1000"
 // by the goroutine that waits: as long as it runs, the child's pid cannot become another's.
 func (rt *Runtime) Track(pid, pidfd int, g *cgroup.Group, before func()) *Process {
 	id := Identity{PID: pid, Boot: rt.boot, Started: time.Now(), Cgroups: g.Paths()}
-	// The child is not reaped before wait runs, so its entry in /proc is there even when it has ended already.
-	if st, err := readStat(pid); err == nil {
-		id.Ticks = st.ticks
-	}
 	p := &Process{id: id, child: true, pidfd: pidfd, group: g, log: rt.log, done: make(chan struct{})}
+	// A start need not wait for this. The child is not reaped before wait runs, so its entry in /proc is there even when it has ended already.
+	p.ticks = sync.OnceValue(func() uint64 {
+		st, _ := readStat(pid)
+		return st.ticks
+	})
 	go func() {
+		p.ticks()
 		before()
 		p.wait()
 	}()
@@ -88,7 +91,7 @@ func (p *Process) Open() (*os.File, error) {
 		return nil, ErrGone
 	}
 	// Read after the descriptor was opened: if it is the right one, so is the descriptor.
-	if st, err := readStat(p.id.PID); err != nil || st.ticks != p.id.Ticks || st.state == 'Z' {
+	if st, err := readStat(p.id.PID); err != nil || st.ticks != p.Identity().Ticks || st.state == 'Z' {
 		unix.Close(fd)
 		return nil, ErrGone
 	}
