@@ -186,7 +186,16 @@ func (c *Trees) Create(id string) *Group {
 	g := &Group{trees: c, id: id}
 	if c.unified != "" {
 		dir := filepath.Join(c.unified, id)
-		if err := makeGroup(dir); err == nil {
+		err := os.Mkdir(dir, 0o755)
+		if errors.Is(err, os.ErrExist) {
+			// Somebody was killed who had a group of that name, frozen perhaps: a child cloned into it would never come to its exec, and we would
+			// stand still with it. Nor is one of use that was killed: Linux 6.18 kills whoever is cloned into it later.
+			old := Group{trees: c, unified: dir}
+			old.Kill()
+			old.Remove()
+			err = os.Mkdir(dir, 0o755)
+		}
+		if err == nil {
 			g.unified = dir
 			g.fd, _ = os.Open(dir)
 		}
@@ -315,6 +324,10 @@ func (g *Group) Attach(pid int) error {
 	if len(g.v1) == 0 {
 		return nil
 	}
+	inside := map[string][]int{} // moving one that is there already would cost as much
+	for _, dir := range g.v1 {
+		inside[dir] = processes(dir)
+	}
 	done := map[int]bool{}
 	for range 20 { // a process that forks meanwhile is met in the next round
 		pids := []int{pid}
@@ -328,6 +341,9 @@ func (g *Group) Attach(pid int) error {
 			}
 			done[p], news = true, true
 			for _, dir := range g.v1 {
+				if slices.Contains(inside[dir], p) {
+					continue
+				}
 				if err := write(dir, "cgroup.procs", strconv.Itoa(p)); err != nil && !errors.Is(err, syscall.ESRCH) {
 					return fmt.Errorf("cgroup: %w", err)
 				}

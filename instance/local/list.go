@@ -35,17 +35,21 @@ func (p *Provider) List(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	var ids []string
-	known := map[string]bool{}
 	p.mu.Lock()
+	sweep := len(unknown) > 0 || !p.swept
+	p.swept = true
 	for id, e := range p.m {
-		known[id] = true
 		if e.proc != nil && !ended(e.proc) {
 			ids = append(ids, id)
 		}
 	}
 	p.mu.Unlock()
-	if len(unknown) > 0 {
-		p.backend.Sweep(func(id string) bool { return known[id] })
+	if sweep {
+		p.backend.Sweep(func(id string) bool { // as it is now: an entry is there before anything of it is in the kernel
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			return p.m[id] != nil
+		})
 	}
 	return ids, nil
 }

@@ -59,6 +59,7 @@ type Provider struct {
 	m       map[string]*entry
 	ended   map[string]bool // names whose stray processes have not been looked for yet
 	looking bool
+	swept   bool // what is in the kernel without a folder was looked for once
 	costs   provider.Costs
 }
 
@@ -225,8 +226,8 @@ func (p *Provider) run(id string, e *entry, name string, place Place, proc *proc
 	e.place, e.proc = place, proc
 	p.mu.Unlock()
 	go func() { // as long as the process lives, which may be longer than we are used
-		// A request waits for the start, and a file system may take its time. If we are killed before this is written, the process is found
-		// by its marker.
+		time.Sleep(process.Later)
+		// If we are killed before this is written, the process is found by its marker.
 		if err := writeNote(filepath.Join(p.dir, id, NoteFile), proc.Identity()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			p.log.Warn("cannot note the process of an instance", "instance", name, "err", err)
 		}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -91,6 +92,33 @@ func TestAdopt(t *testing.T) {
 	if _, err := rt.Adopt("adopted-test", id); !errors.Is(err, ErrGone) {
 		t.Errorf("adopted a dead process: %v", err)
 	}
+}
+
+// TestAdoptedGetIntoTheirGroups: whoever started the process was killed before it had put it into the groups with its limits.
+func TestAdoptedGetIntoTheirGroups(t *testing.T) {
+	rt := newRuntime(t)
+	s, _ := shell(t, "exec sleep 300")
+	s.Limits.MemoryBytes = 32 << 20
+	first := start(t, rt, s)
+	dir := first.Group().Folder("memory")
+	if dir == "" {
+		t.Skip("limits are in the unified tree, where a process is from its beginning, or nowhere: " + rt.Isolation())
+	}
+	inside := func() bool {
+		return slices.Contains(strings.Fields(contents(filepath.Join(dir, "cgroup.procs"))), strconv.Itoa(first.PID()))
+	}
+	await(t, "it is in its group", inside)
+	if err := os.WriteFile(filepath.Join(dir, "../cgroup.procs"), []byte(strconv.Itoa(first.PID())), 0); err != nil || inside() {
+		t.Fatalf("taken out of its group: %v", err)
+	}
+	second, err := rt.Adopt(s.Name, first.Identity())
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, "it is in its group again", inside)
+	second.Kill()
+	<-second.Done()
+	<-first.Done()
 }
 
 func TestMemoryLimit(t *testing.T) {

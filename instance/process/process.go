@@ -22,6 +22,10 @@ import (
 // ErrGone says that the process to adopt has ended (or that its pid belongs to another one now).
 var ErrGone = errors.New("process has ended")
 
+// Later is when, after a start, that begins which the request waiting for the start does not need (reading the identity, noting it, limits that
+// hold late anyway): begun at once it would have the processor first where there are few.
+const Later = time.Millisecond
+
 // Identity is what it takes to find a process again after the agent was killed. It is stored as JSON.
 type Identity struct {
 	PID     int       `json:"pid"`

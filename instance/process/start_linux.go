@@ -77,6 +77,7 @@ func (rt *Runtime) Track(pid, pidfd int, g *cgroup.Group, before func()) *Proces
 		return st.ticks
 	})
 	go func() {
+		time.Sleep(Later)
 		p.ticks()
 		before()
 		p.wait()
@@ -190,7 +191,12 @@ func (rt *Runtime) Adopt(instance string, id Identity) (*Process, error) {
 		id.Cgroups = rt.groups.Find(instance)
 	}
 	p := &Process{id: id, pidfd: fd, group: rt.groups.Open(instance, id.Cgroups), log: rt.log, done: make(chan struct{})}
-	go p.wait()
+	go func() {
+		if err := p.group.Attach(id.PID); err != nil { // who started it may have been killed before
+			rt.log.Warn("instance runs without its limits", "instance", instance, "err", err)
+		}
+		p.wait()
+	}()
 	return p, nil
 }
 
