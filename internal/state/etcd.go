@@ -58,7 +58,11 @@ func openExternal(ctx context.Context, cfg Config) (Store, error) {
 	s := newEtcd(client, cfg, nil)
 	ctx, cancel := context.WithTimeout(ctx, cfg.DialTimeout)
 	defer cancel()
-	if _, err := s.revision(ctx); err != nil {
+	err = s.within(ctx, cfg.DialTimeout, func(ctx context.Context) error { // an operation may have less
+		_, err := s.client.Get(ctx, electionRoot, clientv3.WithCountOnly())
+		return err
+	})
+	if err != nil {
 		_ = s.Close()
 		if errors.Is(err, context.DeadlineExceeded) {
 			err = fmt.Errorf("%w within %s", ErrUnavailable, cfg.DialTimeout)
@@ -81,13 +85,17 @@ func newEtcd(client *clientv3.Client, cfg Config, srv *server) *etcd {
 
 // operation runs f within the time-out and gives its error one of this package's names.
 func (s *etcd) operation(ctx context.Context, f func(context.Context) error) error {
+	return s.within(ctx, s.cfg.OpTimeout, f)
+}
+
+func (s *etcd) within(ctx context.Context, limit time.Duration, f func(context.Context) error) error {
 	if err := s.usable(); err != nil {
 		return err
 	}
 	if ctx.Err() != nil { // the embedded server may be faster than the notice of it
 		return context.Cause(ctx)
 	}
-	limited, cancel := context.WithTimeout(ctx, s.cfg.OpTimeout)
+	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	err := f(limited)
 	switch {

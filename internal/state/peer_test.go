@@ -258,6 +258,19 @@ func TestCampaignCancelledDuringOutage(t *testing.T) {
 	}
 }
 
+// The first answer has the time for it, whatever an operation has.
+func TestOpenHasItsOwnTime(t *testing.T) {
+	t.Parallel()
+	srv := startPeer(t, &peer{})
+	s, err := Open(t.Context(), Config{Endpoints: []string{srv.url}, OpTimeout: 1, DialTimeout: limit})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	_, err = s.Get(t.Context(), "/k")
+	want(t, "get", err, ErrUnavailable)
+}
+
 // A session that cannot reach its server is over after its time to live, by the client's own clock.
 func TestSessionEndsDuringOutage(t *testing.T) {
 	t.Parallel()
