@@ -232,11 +232,18 @@ func TestActivatorOverload(t *testing.T) {
 	for range 100 {
 		wg.Go(func() {
 			if a := th.Get("overload", "/?sleep=100"); a.Status != 200 || a.Header.Get("X-Checker-Max-In-Flight") != "1" {
-				t.Errorf("%v", a)
+				t.Errorf("%v at %v", a, time.Now().UTC())
 			}
 		})
 	}
 	wg.Wait()
+	if t.Failed() {
+		for line := range strings.Lines(th.Log()) {
+			if strings.Contains(line, "overload-00001") {
+				t.Log(line)
+			}
+		}
+	}
 }
 
 // scale is what the autoscaler says of a revision.
