@@ -12,6 +12,7 @@ import (
 type Census struct {
 	Entries int // of TCP, UDP and ICMP over IPv4
 	Live    int // those that carry something yet: not TCP connections that have ended, nor ICMP
+	Open    int // TCP connections that both ends have opened, and neither has closed
 	// Busiest is how many entries lead, from one address after translation, to one address and port. That many ports they use.
 	Busiest int
 }
@@ -46,6 +47,9 @@ func Survey(table *link.Namespace) (c Census, err error) {
 				if e.live() {
 					c.Live++
 				}
+				if e.open() {
+					c.Open++
+				}
 				if e.Proto != icmp {
 					at := way{e.Reply.Dst, e.Orig.Dst, e.Orig.DPort, e.Proto}
 					used[at]++
@@ -62,4 +66,9 @@ func Survey(table *link.Namespace) (c Census, err error) {
 func (e *Entry) live() bool {
 	const timeWait, closed = 7, 8 // enum tcp_conntrack
 	return e.Proto == udp || e.Proto == tcp && e.TCP.State != timeWait && e.TCP.State != closed
+}
+
+func (e *Entry) open() bool {
+	const established = 3
+	return e.Proto == tcp && e.TCP.State == established
 }

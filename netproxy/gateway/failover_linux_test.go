@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/thawrun/thaw/internal/link"
+	"github.com/thawrun/thaw/netproxy/ctsync"
 	"github.com/thawrun/thaw/netproxy/havip"
 	"github.com/thawrun/thaw/netproxy/tunnel"
 )
@@ -62,7 +63,8 @@ func TestFailover(t *testing.T) {
 	}
 }
 
-// replicated waits until nothing of what has happened is on its way from one node to the other: a tenth of a second without news.
+// replicated waits until each node's table has as many open connections as the other's, and nothing is on its way from one to the other: a tenth of a
+// second without news. A node that has no time says nothing new either, so that alone would not do.
 func (l *lab) replicated() {
 	l.t.Helper()
 	var last uint64
@@ -77,11 +79,29 @@ func (l *lab) replicated() {
 		for _, p := range slices.Concat(a.Pairs, b.Pairs) {
 			sum += p.Replication.EventsSent + p.Replication.EventsReceived
 		}
-		if sum != last {
+		if sum != last || !slices.Equal(l.a.open(), l.b.open()) {
 			last, quiet = sum, time.Now()
 		}
 		return time.Since(quiet) >= 100*time.Millisecond
 	})
+}
+
+// open counts the open connections in the table of each of the node's pairs.
+func (n *node) open() (open []int) {
+	n.t.Helper()
+	for _, p := range n.cfg.Pairs {
+		ns, _, err := link.Named(namespacePath(n.cfg.Namespace, p.ID))
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		c, err := ctsync.Survey(ns)
+		ns.Close()
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		open = append(open, c.Open)
+	}
+	return open
 }
 
 // vpcPort pulls the cable of a pair's ENI, at the node's bridge.
