@@ -22,17 +22,20 @@ func zombie(pid int) bool {
 	return err == nil && st.state == 'Z'
 }
 
+// named makes a name for provider.Marker that no other run of the tests on this machine has: it is looked for among all processes.
+func named(what string) string { return what + strconv.Itoa(os.Getpid()) + "-test" }
+
 // A stray that was killed is not there any more when its killer says so.
 func TestKillStray(t *testing.T) {
-	rt := newRuntime(t)
+	rt, name := newRuntime(t), named("stray")
 	for range 20 {
-		if err := exec.Command("/bin/sh", "-c", provider.Marker+"=stray-test setsid sleep 300 >/dev/null 2>&1 &").Run(); err != nil {
+		if err := exec.Command("/bin/sh", "-c", provider.Marker+"="+name+" setsid sleep 300 >/dev/null 2>&1 &").Run(); err != nil {
 			t.Fatal(err)
 		}
 		var strays []Identity
 		await(t, "the stray", func() bool {
 			marked, err := rt.Marked()
-			strays = marked["stray-test"]
+			strays = marked[name]
 			return err == nil && len(strays) > 0
 		})
 		for _, s := range strays {
@@ -46,19 +49,25 @@ func TestKillStray(t *testing.T) {
 
 // TestAdopt takes hold of a process that is not a child: a shell starts it and leaves.
 func TestAdopt(t *testing.T) {
-	rt := newRuntime(t)
-	out, err := exec.Command("/bin/sh", "-c", provider.Marker+"=adopted-test setsid sleep 300 >/dev/null 2>&1 & echo $!").Output()
+	rt, name := newRuntime(t), named("adopted")
+	out, err := exec.Command("/bin/sh", "-c", provider.Marker+"="+name+" setsid sleep 300 >/dev/null 2>&1 & echo $!").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
 	pid, _ := strconv.Atoi(strings.TrimSpace(string(out)))
+	t.Cleanup(func() { // of a test that has failed
+		marked, _ := rt.Marked()
+		for _, id := range marked[name] {
+			rt.KillStray(id)
+		}
+	})
 	var id Identity
 	await(t, "its session", func() bool {
 		marked, err := rt.Marked()
-		if err != nil || len(marked["adopted-test"]) != 1 {
+		if err != nil || len(marked[name]) != 1 {
 			return false
 		}
-		id = marked["adopted-test"][0]
+		id = marked[name][0]
 		sid, _ := unix.Getsid(id.PID)
 		return sid == id.PID
 	})
@@ -67,15 +76,15 @@ func TestAdopt(t *testing.T) {
 	}
 	wrong := id
 	wrong.Ticks++
-	if _, err := rt.Adopt("adopted-test", wrong); !errors.Is(err, ErrGone) {
+	if _, err := rt.Adopt(name, wrong); !errors.Is(err, ErrGone) {
 		t.Errorf("adopted a pid that was used again: %v", err)
 	}
 	wrong = id
 	wrong.Boot = "another"
-	if _, err := rt.Adopt("adopted-test", wrong); !errors.Is(err, ErrGone) {
+	if _, err := rt.Adopt(name, wrong); !errors.Is(err, ErrGone) {
 		t.Errorf("adopted a process of another boot: %v", err)
 	}
-	p, err := rt.Adopt("adopted-test", id)
+	p, err := rt.Adopt(name, id)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +98,7 @@ func TestAdopt(t *testing.T) {
 	if p.Exit().Known {
 		t.Error("claims to know how a stranger's child ended")
 	}
-	if _, err := rt.Adopt("adopted-test", id); !errors.Is(err, ErrGone) {
+	if _, err := rt.Adopt(name, id); !errors.Is(err, ErrGone) {
 		t.Errorf("adopted a dead process: %v", err)
 	}
 }
