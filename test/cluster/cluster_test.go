@@ -25,20 +25,27 @@ func (s *system) onNodes() (n []int) {
 	return n
 }
 
-// held is how many requests wait in an activator.
-func (s *system) held(i int) (n int) {
-	resp, err := http.Get("http://" + s.procs[fmt.Sprintf("activator-%d", i)].Ready["metrics"] + "/metrics")
+// metric adds up what a part says under a name of metrics.
+func (s *system) metric(part, name string) (sum float64) {
+	s.t.Helper()
+	resp, err := http.Get("http://" + s.procs[part].Ready["metrics"] + "/metrics")
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	defer resp.Body.Close()
 	for sc := bufio.NewScanner(resp.Body); sc.Scan(); {
-		if name, value, ok := strings.Cut(sc.Text(), "} "); ok && strings.HasPrefix(name, "thaw_revision_queue_depth") {
+		line, value, _ := strings.Cut(sc.Text(), " ")
+		if line, _, _ = strings.Cut(line, "{"); line == name {
 			v, _ := strconv.ParseFloat(value, 64)
-			n += int(v)
+			sum += v
 		}
 	}
-	return n
+	return sum
+}
+
+// held is how many requests wait in an activator.
+func (s *system) held(i int) int {
+	return int(s.metric(fmt.Sprintf("activator-%d", i), "thaw_revision_queue_depth"))
 }
 
 func sum(n []int) (total int) {
@@ -138,6 +145,11 @@ func TestSizes(t *testing.T) {
 
 	s.apply(sized("small", "128Mi", harness.MinScale+"5")) // eight units each fill all the nodes
 	harness.Eventually(t, 30*time.Second, "all nodes are full", func() bool { return slices.Equal(s.onNodes(), []int{2, 2, 2}) })
+	for i, want := range []float64{16, 16, 40} {
+		if all, used := s.metric(fmt.Sprintf("agent-%d", i), "thaw_instances_units"), s.metric(fmt.Sprintf("agent-%d", i), "thaw_instances_units_used"); all != want || used != want {
+			t.Errorf("node %d says that %v of %v units are taken, want all of %v", i, used, all, want)
+		}
+	}
 	s.apply(harness.CheckerService("tiny", 1, nil, harness.InitialZero))
 	refused("tiny", "takes 1 ")
 	ctx := t.Context()

@@ -175,7 +175,7 @@ func (s *system) node(i int) {
 	case s.in != nil && i == 2:
 		s.role("agent", i, append(args, "--listen", s.remote+":8092", "--feed", s.remote+":8093")...) // all ports are free there
 	case s.delay == 0:
-		s.role("agent", i, append(args, "--feed", s.free())...)
+		s.role("agent", i, append(args, "--feed", s.free(), "--metrics", s.host+":0")...)
 	default:
 		const here, there = "127.0.0.2", "127.0.0.3" // the relay has the same ports at another address
 		requests, feed := freePort(s.t, here), freePort(s.t, here)

@@ -124,6 +124,9 @@ func Agent(ctx context.Context, cfg AgentConfig, ready func(listen, metrics stri
 	if err != nil {
 		return err
 	}
+	if err := agent.Measure(metrics.Meter("instance")); err != nil {
+		return err
+	}
 	st, err := state.Open(ctx, cfg.Etcd)
 	if err != nil {
 		return err

@@ -262,7 +262,7 @@ func (s *Server) open(ctx context.Context, undo *cleanups) (err error) {
 	if err != nil {
 		return err
 	}
-	return errors.Join(s.measurePackages(), s.measurePools())
+	return s.agent.Measure(s.metrics.Meter("instance"))
 }
 
 func (s *Server) observer() (*observe.Observer, error) {

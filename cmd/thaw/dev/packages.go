@@ -5,9 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/metric"
-
 	"github.com/thawrun/thaw/api"
 	"github.com/thawrun/thaw/instance/store"
 )
@@ -70,29 +67,4 @@ func (s *Server) sweepNow(ctx context.Context, before time.Time) (int, error) {
 		used[image] = true
 	}
 	return s.agent.Packages().Sweep(ctx, before, func(image string) bool { return used[image] })
-}
-
-// measurePackages puts the counters of the code cache into the metrics.
-func (s *Server) measurePackages() error {
-	m := s.metrics.Meter("code")
-	lookups, _ := m.Int64ObservableCounter("thaw.code.lookups", metric.WithUnit("{package}"),
-		metric.WithDescription("Packages that were needed, by how they were found: hit, miss (fetched) or failed."))
-	corrupt, _ := m.Int64ObservableCounter("thaw.code.corrupt", metric.WithUnit("{package}"), metric.WithDescription("Unpacked packages that had changed on disk and were thrown away."))
-	evicted, _ := m.Int64ObservableCounter("thaw.code.evictions", metric.WithUnit("{package}"), metric.WithDescription("Unpacked packages that made room for others."))
-	count, _ := m.Int64ObservableGauge("thaw.code.packages", metric.WithUnit("{package}"), metric.WithDescription("Unpacked packages on this node."))
-	size, _ := m.Int64ObservableGauge("thaw.code.size", metric.WithUnit("By"), metric.WithDescription("Their size."))
-	result := func(r string) metric.ObserveOption { return metric.WithAttributes(attribute.String("result", r)) }
-	hit, miss, failed := result("hit"), result("miss"), result("failed")
-	_, err := m.RegisterCallback(func(_ context.Context, o metric.Observer) error {
-		st := s.agent.Packages().Stats()
-		o.ObserveInt64(lookups, st.Hits, hit)
-		o.ObserveInt64(lookups, st.Misses, miss)
-		o.ObserveInt64(lookups, st.Failed, failed)
-		o.ObserveInt64(corrupt, st.Corrupt)
-		o.ObserveInt64(evicted, st.Evicted)
-		o.ObserveInt64(count, st.Count)
-		o.ObserveInt64(size, st.Bytes)
-		return nil
-	}, lookups, corrupt, evicted, count, size)
-	return err
 }
