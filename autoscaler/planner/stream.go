@@ -10,6 +10,10 @@ type stream struct {
 	scatter float64 // variance of the requests of an observation in relation to their mean, over scatterWindow; Poisson has 1
 	service float64 // mean service time, seconds
 	served  float64 // requests that service is the mean of
+	start   float64 // mean start time, seconds
+	started float64 // starts that start is the mean of
+	inside  int     // requests running and queued now; 0 = not known either
+	held    int     // instances that the spread was last found to be worth
 	age     float64 // seconds observed, up to slowWindow
 	need    int     // instances that the last second needed
 	levels  int     // what the levels wanted for it
@@ -23,7 +27,14 @@ const (
 	// scatterWindow is in seconds. Streams that scatter more than maxScatter come in bursts, whose reserve Poisson's spread underrates.
 	scatterWindow, maxScatter = 300, 1.5
 	// servedMemory is how many requests the service time is averaged over: many, because the rate moves and this does not.
-	servedMemory = 10_000
+	servedMemory = 30_000
+	// startMemory is how many starts the start time is averaged over here: the mean of the last few would move the worth of a wait by a tenth
+	// with each start, and the reserve with it.
+	startMemory = 100
+	// lasting is the share of what is inside beyond the mean that will still be inside when another instance has started.
+	lasting = 0.02
+	// holdBand is by what share the load must fall below the one from which an instance was worth it, until it is let go.
+	holdBand = 0.02
 	// streamRate is the rate, requests a second, from which a stream is thought of at all.
 	streamRate = 1
 	// streamMemory is how many seconds the costs of both ways are averaged over.
@@ -32,7 +43,7 @@ const (
 	// at whole seconds, within which they let requests wait.
 	tolerance = 1.2
 	// waitShare turns a wait into a part of a cold start: waiting for a slot is less than waiting for an instance of the same length.
-	waitShare = 0.375
+	waitShare = 0.355
 	// spreadShare is the power with which more instances shorten a wait: the next one of k to end is sooner than one of one.
 	spreadShare = 1.4
 )
@@ -50,18 +61,42 @@ func (s *stream) observe(l *Load) {
 	}
 	s.rate += n / (slowWindow + n) * (rate - s.rate)
 	s.recent += n / (fastWindow + n) * (rate - s.recent)
+	s.inside = max(0, l.Queued) + max(0, l.Running)
+	for _, v := range l.Starts {
+		if v >= 0 && v <= MaxValue {
+			s.started = min(s.started+1, startMemory)
+			s.start += (v - s.start) / s.started
+		}
+	}
 	if l.Done > 0 && l.Service > 0 && l.Service <= MaxValue {
 		s.served = min(s.served+float64(l.Done), servedMemory)
 		s.service += (l.Service - s.service) * min(1, float64(l.Done)/s.served)
 	}
 }
 
-// reserve is how many instances the spread is worth: one more as long as those requests that would find all of them busy would wait
-// for more than it costs.
+// reserve is how many instances the spread is worth. start is the start time as long as the stream has seen none.
 func (s *stream) reserve(value, start, limit float64) int {
 	rate := max(s.rate, s.recent-2*math.Sqrt(s.recent/fastWindow)) // a rise beyond chance
-	load := rate * s.service / limit
+	load := rate * s.service
+	if s.inside > 0 {
+		load = max(0, load+lasting*(float64(s.inside)-load))
+	}
+	load /= limit
+	if s.started > 0 {
+		start = s.start
+	}
 	worth := value * waitShare * rate * min(1, s.service/max(start, 0.01))
+	n := worthwhile(load, worth)
+	if n < s.held { // not started and stopped again each time that the rate, which is only known roughly, passes a bound
+		n = max(n, min(s.held, worthwhile(load*(1+holdBand), worth)))
+	}
+	s.held = n
+	return n
+}
+
+// worthwhile is how many instances a load is worth: one more as long as those requests that would find all of them busy would wait
+// for more than it costs.
+func worthwhile(load, worth float64) int {
 	p := math.Exp(-load)
 	n := 1
 	for k := 1; k < maxLevels; k++ {
