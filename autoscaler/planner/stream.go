@@ -94,6 +94,14 @@ func (s *stream) reserve(value, start, limit float64) int {
 	return n
 }
 
+// spreads is k to the power of spreadShare, which is asked for at each decision.
+var spreads = func() (s [maxLevels]float64) {
+	for k := range s {
+		s[k] = math.Pow(float64(k), spreadShare)
+	}
+	return s
+}()
+
 // worthwhile is how many instances a load is worth: one more as long as those requests that would find all of them busy would wait
 // for more than it costs.
 func worthwhile(load, worth float64) int {
@@ -101,7 +109,7 @@ func worthwhile(load, worth float64) int {
 	n := 1
 	for k := 1; k < maxLevels; k++ {
 		p *= load / float64(k)
-		if float64(k) > load && worth*p < math.Pow(float64(k), spreadShare) {
+		if float64(k) > load && worth*p < spreads[k] {
 			return n
 		}
 		n = k + 1
