@@ -38,11 +38,12 @@ func TestPair(t *testing.T) {
 		}
 	}
 	// The VPC hears nothing of who has no business there: neither an answer nor a refusal, of either member.
-	before := l.a.pair(1).Packets[countInbound]
+	dropped := func() uint64 { return l.a.pair(1).Packets[countInbound] + l.b.pair(1).Packets[countInbound] } // on a busy machine b may be master for a moment
+	before := dropped()
 	if _, err := dial(v.server, "tcp4", "10.0.0.111:22", time.Second); err == nil || !strings.Contains(err.Error(), "timeout") {
 		t.Errorf("connection to the HAVIP: %v", err)
 	}
-	if n := l.a.pair(1).Packets[countInbound]; n <= before {
+	if dropped() <= before {
 		t.Error("what was dropped is not counted")
 	}
 	if _, err := dial(fn, "tcp4", "169.254.1.2:22", time.Second); err == nil || !strings.Contains(err.Error(), "timeout") {
