@@ -191,9 +191,11 @@ func (c *Trees) Create(id string) *Group {
 			// Somebody was killed who had a group of that name, frozen perhaps: a child cloned into it would never come to its exec, and we would
 			// stand still with it. Nor is one of use that was killed: Linux 6.18 kills whoever is cloned into it later.
 			old := Group{trees: c, unified: dir}
-			old.Kill()
-			old.Remove()
-			err = os.Mkdir(dir, 0o755)
+			for try := 0; try < 8 && errors.Is(err, os.ErrExist); try++ { // on a busy machine the killed take a while to be gone
+				old.Kill()
+				old.Remove()
+				err = os.Mkdir(dir, 0o755)
+			}
 		}
 		if err == nil {
 			g.unified = dir
