@@ -425,7 +425,16 @@ func TestSealed(t *testing.T) {
 	ns := n.attach()
 	defer ns.Close()
 	linktest.Sysctl(t, n.ns, "net/ipv4/ip_forward", "1")
-	name := hostName(netip.MustParseAddr("100.64.0.1"))
+	var c *net.UDPConn
+	if err := inSlot(ns, func() (err error) {
+		c, err = net.DialUDP("udp4", nil, &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 7})
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	inner := c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap() // not the first one if the pool was just making that
+	name := hostName(inner)
 	d, err := n.conn.Device(name)
 	if err != nil {
 		t.Fatal(err)
@@ -434,7 +443,7 @@ func TestSealed(t *testing.T) {
 	linktest.Sysctl(t, n.ns, "net/ipv4/conf/all/rp_filter", "0")
 	linktest.Sysctl(t, n.ns, "net/ipv4/conf/"+name+"/rp_filter", "0")
 	if err := errors.Join(
-		n.conn.SetRoute(link.Route{To: netip.MustParsePrefix("100.64.0.1/32"), Device: name}),
+		n.conn.SetRoute(link.Route{To: netip.PrefixFrom(inner, 32), Device: name}),
 		n.conn.SetMAC(name, gatewayMAC),
 	); err != nil {
 		t.Fatal(err)
@@ -444,14 +453,6 @@ func TestSealed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer pc.Close()
-	var c *net.UDPConn
-	if err := inSlot(ns, func() (err error) {
-		c, err = net.DialUDP("udp4", nil, &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 7})
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
 	arrives := func(within time.Duration) bool {
 		b := make([]byte, 10)
 		for deadline := time.Now().Add(within); time.Now().Before(deadline); {
