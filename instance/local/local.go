@@ -226,12 +226,15 @@ func (p *Provider) run(id string, e *entry, name string, place Place, proc *proc
 	e.place, e.proc = place, proc
 	p.mu.Unlock()
 	go func() { // as long as the process lives, which may be longer than we are used
-		time.Sleep(process.Later)
-		// If we are killed before this is written, the process is found by its marker.
-		if err := writeNote(filepath.Join(p.dir, id, NoteFile), proc.Identity()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			p.log.Warn("cannot note the process of an instance", "instance", name, "err", err)
+		select {
+		case <-time.After(process.Later):
+			// If we are killed before this is written, the process is found by its marker.
+			if err := writeNote(filepath.Join(p.dir, id, NoteFile), proc.Identity()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				p.log.Warn("cannot note the process of an instance", "instance", name, "err", err)
+			}
+			<-proc.Done()
+		case <-proc.Done():
 		}
-		<-proc.Done()
 		p.lookForStrays(name)
 		p.watch(provider.Event{ID: id, Exit: proc.Exit()})
 	}()

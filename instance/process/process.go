@@ -22,9 +22,10 @@ import (
 // ErrGone says that the process to adopt has ended (or that its pid belongs to another one now).
 var ErrGone = errors.New("process has ended")
 
-// Later is when, after a start, that begins which the request waiting for the start does not need (reading the identity, noting it, limits that
-// hold late anyway): begun at once it would have the processor first where there are few.
-const Later = time.Millisecond
+// Later is when, after a start, that is done which the request waiting for the start does not need: noting the process, and a limit that is a
+// precaution. At once it would have the processor first where there are few; and while a process is moved into a group of cgroup v1 nothing on
+// the machine can make a thread, which a program that is just beginning does.
+const Later = 20 * time.Millisecond
 
 // Identity is what it takes to find a process again after the agent was killed. It is stored as JSON.
 type Identity struct {
@@ -180,6 +181,9 @@ func (p *Process) send(sig syscall.Signal) {
 // round between two system calls to do harm.
 func (p *Process) finish(reap func() provider.Exit) {
 	p.group.Kill()
+	if p.ticks != nil { // as long as the pid is its own
+		p.ticks()
+	}
 	p.signal.Lock()
 	_ = syscall.Kill(-p.id.PID, syscall.SIGKILL)
 	p.ended = true

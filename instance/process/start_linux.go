@@ -51,7 +51,8 @@ func (rt *Runtime) Start(g *cgroup.Group, s *provider.Spec) (*Process, error) {
 			rt.log.Warn("instance runs without its limits", "instance", s.Name, "err", err)
 		}
 	}
-	if !s.Limits.Precaution || s.Limits.PIDs > 0 || s.Limits.CPUMillis > 0 || s.Limits.CPURequest > 0 {
+	late := s.Limits.LateMemory()
+	if !late {
 		attach()
 		attach = func() {}
 	}
@@ -59,27 +60,37 @@ func (rt *Runtime) Start(g *cgroup.Group, s *provider.Spec) (*Process, error) {
 	_ = os.WriteFile("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", []byte(OOMScore), 0)
 	// No core dumps: they would fill the function's folder with copies of its memory.
 	_ = unix.Prlimit(pid, unix.RLIMIT_CORE, &unix.Rlimit{}, nil)
-	return rt.Track(pid, pidfd, g, attach), nil
+	return rt.Track(pid, pidfd, g, late, attach), nil
 }
 
 // OOMScore is written to oom_score_adj of instances: when the machine has no memory left, the kernel ends the largest of them before anything
 // else. It is the most that there is, so that no instance is too small to come before the platform, which everybody's requests go through.
 const OOMScore = "1000"
 
-// Track looks after a child that was just started, and that nobody else waits for. It takes pidfd (-1 = none). before is called first,
-// by the goroutine that waits: as long as it runs, the child's pid cannot become another's.
-func (rt *Runtime) Track(pid, pidfd int, g *cgroup.Group, before func()) *Process {
-	id := Identity{PID: pid, Boot: rt.boot, Started: time.Now(), Cgroups: g.Paths()}
-	p := &Process{id: id, child: true, pidfd: pidfd, group: g, log: rt.log, done: make(chan struct{})}
-	// A start need not wait for this. The child is not reaped before wait runs, so its entry in /proc is there even when it has ended already.
+// Track looks after a child that was just started, and that nobody else waits for. It takes pidfd (-1 = none). attach puts it into its groups, at
+// once but without keeping the caller, or Later; as long as it runs, the child's pid cannot become another's.
+func (rt *Runtime) Track(pid, pidfd int, g *cgroup.Group, late bool, attach func()) *Process {
+	p := &Process{
+		id:    Identity{PID: pid, Boot: rt.boot, Started: time.Now(), Cgroups: g.Paths()},
+		child: true, pidfd: pidfd, group: g, log: rt.log, done: make(chan struct{}),
+	}
 	p.ticks = sync.OnceValue(func() uint64 {
 		st, _ := readStat(pid)
 		return st.ticks
 	})
+	if late {
+		time.AfterFunc(Later, func() {
+			p.signal.Lock()
+			defer p.signal.Unlock()
+			if !p.ended {
+				attach()
+			}
+		})
+	}
 	go func() {
-		time.Sleep(Later)
-		p.ticks()
-		before()
+		if !late {
+			attach()
+		}
 		p.wait()
 	}()
 	return p

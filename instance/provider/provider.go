@@ -110,9 +110,14 @@ type Costs struct {
 type Limits struct {
 	MemoryBytes int64
 	PIDs        int64 // processes and threads
-	Precaution  bool  // MemoryBytes is nobody's wish: where it cannot be set nothing is said, and it may hold some milliseconds after the start
+	Precaution  bool  // MemoryBytes is nobody's wish: where it cannot be set nothing is said, and it may hold a moment after the start
 	CPUMillis   int64 // thousandths of a processor
 	CPURequest  int64 // thousandths of a processor that it gets at least when others want it too, in proportion to theirs
+}
+
+// LateMemory says that there is no other limit than one on memory that may hold a moment after the start.
+func (l Limits) LateMemory() bool {
+	return l.Precaution && l.PIDs <= 0 && l.CPUMillis <= 0 && l.CPURequest <= 0
 }
 
 // Spec is everything that running one program needs. The provider adds Marker to the environment, and LISTEN_FDS and

@@ -339,7 +339,7 @@ func (pl *place) Start(s *provider.Spec) (*process.Process, error) {
 	}
 	pl.closeMade()
 	pl.used = true
-	proc := pl.rt.Track(pid, pidfd, pl.group, func() {
+	proc := pl.rt.Track(pid, pidfd, pl.group, limits.LateMemory(), func() {
 		if err := pl.group.Attach(pid); err != nil {
 			pl.rt.cfg.Log.Warn("instance runs without its limits", "instance", s.Name, "err", err)
 		}
