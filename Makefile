@@ -73,10 +73,12 @@ bench-traces:
 bench-proxy:
 	$(GO) run ./bench/proxy
 
-# bench-gate: fails when a hop's CPU per request, relative to nginx's, is far beyond what it is (docs/performance.md); 30 seconds.
-bench-gate:
-	$(GO) run ./bench/proxy -rows small -rounds 3 -time 1s -only nginx,router,queue-proxy,merged,'router>queue-proxy' \
+# bench-gate: fails when a hop's CPU per request, relative to nginx's, is far beyond what it is (docs/performance.md); 30 seconds. What lies beyond the gate
+# is measured once more, three times as long, before it counts: a noisy machine gets over that, a regression does not.
+GATE = $(GO) run ./bench/proxy -rows small -time 1s -only nginx,router,queue-proxy,merged,'router>queue-proxy' \
 		-gate 'router=1.7,queue-proxy=1.7,merged=1.8,router>queue-proxy=3.7'
+bench-gate:
+	$(GATE) -rounds 3 || $(GATE) -rounds 9
 
 # bench-limiter: limit, fairness and rate of the queue-proxy beside haproxy (if installed), and 10,000 held requests; 40 seconds.
 bench-limiter:
